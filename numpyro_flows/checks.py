@@ -1,0 +1,98 @@
+"""What a user can get wrong in any call, checked in one place: keys, sizes, values and contexts.
+
+Every message says what was expected, what came, and how to mend it. Shapes and dtypes are known
+while tracing, so under ``jit`` these checks cost nothing at run time.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+
+def check_key(key: object) -> Array:
+    """Return ``key`` if it is one PRNG key, new style or legacy.
+
+    :raises TypeError: for anything else, an int in particular.
+    """
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+            return key
+        if key.dtype == jnp.uint32 and key.shape == (2,):
+            return key
+    got = f"{type(key).__name__} of shape {jnp.shape(key)}" if hasattr(key, "shape") else repr(key)
+    hint = (
+        f"write `jax.random.key({key})`."
+        if isinstance(key, int)
+        else "make one with `jax.random.key(seed)`; inside a NumPyro model, run the model "
+        "under `numpyro.handlers.seed`."
+    )
+    raise TypeError(f"Expected a single JAX random key, got {got}: {hint}")
+
+
+def check_size(name: str, value: object, minimum: int = 1) -> int:
+    """Return ``value`` if it is an integer of at least ``minimum``.
+
+    :raises TypeError: if it is not an integer.
+    :raises ValueError: if it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {value!r} ({type(value).__name__}).")
+    if value < minimum:
+        raise ValueError(f"{name}: expected at least {minimum}, got {value}.")
+    return value
+
+
+def check_float(name: str, value: ArrayLike) -> Array:
+    """Return ``value`` as a floating array.
+
+    :raises TypeError: if its dtype is not floating.
+    """
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: expected floating-point numbers, got dtype {array.dtype}. "
+            "Convert with `.astype(float)`; discrete data has no density under a flow."
+        )
+    return array
+
+
+def check_event_shape(name: str, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
+    """Check that ``shape`` ends in ``event_shape``.
+
+    :raises ValueError: if it does not.
+    """
+    n = len(event_shape)
+    if len(shape) < n or shape[len(shape) - n :] != event_shape:
+        batch = "(*batch, " + ", ".join(map(str, event_shape)) + ")" if n else "(*batch,)"
+        raise ValueError(
+            f"{name}: expected shape {batch}, got {shape}. "
+            f"The trailing axes must be the event shape {event_shape}."
+        )
+
+
+def check_context(owner: str, context: ArrayLike | None, context_dim: int) -> Array | None:
+    """Return ``context`` as a floating array of shape ``(*batch, context_dim)``, or None.
+
+    :raises ValueError: if it is missing, surplus, or of the wrong width.
+    :raises TypeError: if its dtype is not floating.
+    """
+    if context_dim == 0:
+        if context is not None:
+            raise ValueError(
+                f"{owner} takes no context, got one of shape {jnp.shape(context)}. "
+                "Build it with `context_dim=...` to condition on covariates."
+            )
+        return None
+    if context is None:
+        raise ValueError(
+            f"{owner} is conditional (context_dim={context_dim}) and got no context: "
+            "call flow.condition(context), or pass `context=` to the transform."
+        )
+    array = check_float("context", context)
+    if array.shape[-1:] != (context_dim,):
+        raise ValueError(
+            f"context: expected shape (*batch, {context_dim}), got {array.shape}."
+            + (" A scalar covariate needs a last axis: context[..., None]." if context_dim == 1 else "")
+        )
+    return array

@@ -1,0 +1,160 @@
+"""Transforms whose numbers never train: NumPyro's own transforms, and standardisation."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.distributions import constraints
+from numpyro.distributions.constraints import Constraint
+from numpyro.distributions.transforms import Transform
+from numpyro.distributions.util import sum_rightmost
+
+from ..transform import Fixed, FlowTransform
+
+
+def _widen(constraint: Constraint, ndim: int) -> Constraint:
+    extra = ndim - constraint.event_dim
+    return constraints.independent(constraint, extra) if extra else constraint
+
+
+class NumPyroTransform(FlowTransform):
+    """A NumPyro transform as a flow transform, its numbers fixed.
+
+    This is how supports enter a flow: ``NumPyroTransform(biject_to(constraint), (dim,))``. A
+    transform of smaller event dimension applies to each coordinate, log-determinants summed.
+
+    :param transform: any NumPyro bijection; Python numbers in it become arrays.
+    :param shape: event shape of its input.
+    :raises TypeError: if ``transform`` is not a NumPyro ``Transform``.
+    :raises ValueError: if it needs more event axes than ``shape`` has.
+
+    >>> from numpyro.distributions import biject_to, constraints
+    >>> NumPyroTransform(biject_to(constraints.simplex), (3,)).out_shape
+    (4,)
+    """
+
+    transform: Fixed
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, transform: Transform, shape: tuple[int, ...]):
+        if not isinstance(transform, Transform):
+            raise TypeError(
+                f"Expected a NumPyro Transform, got {type(transform).__name__}. "
+                "For a constraint use `numpyro.distributions.biject_to(constraint)`."
+            )
+        self.shape = tuple(shape)
+        if transform.domain.event_dim > len(self.shape):
+            raise ValueError(
+                f"{type(transform).__name__} acts on events with {transform.domain.event_dim} "
+                f"axes, but shape {self.shape} has {len(self.shape)}."
+            )
+        self.transform = Fixed(jax.tree.map(lambda leaf: jnp.asarray(leaf, float), transform))
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return tuple(self.transform.value.forward_shape(self.shape))
+
+    @property
+    def domain(self) -> Constraint:
+        return _widen(self.transform.value.domain, len(self.event_shape))
+
+    @property
+    def codomain(self) -> Constraint:
+        return _widen(self.transform.value.codomain, len(self.out_shape))
+
+    def _cast(self, dtype) -> Transform:
+        # In float64 mode a float32 value must not be promoted by a bound of the support.
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), self.transform.value)
+
+    def _sum(self, transform: Transform, log_det: ArrayLike) -> Array:
+        return sum_rightmost(log_det, len(self.shape) - transform.domain.event_dim)
+
+    def forward_and_log_det(
+        self, x: Array, context: Array | None = None
+    ) -> tuple[Array, Array]:
+        transform = self._cast(x.dtype)
+        y, intermediates = transform.call_with_intermediates(x)
+        return y, self._sum(transform, transform.log_abs_det_jacobian(x, y, intermediates))
+
+    def inverse_and_log_det(
+        self, y: Array, context: Array | None = None
+    ) -> tuple[Array, Array]:
+        transform = self._cast(y.dtype)
+        x = transform.inv(y)
+        return x, -self._sum(transform, transform.log_abs_det_jacobian(x, y))
+
+
+class Standardized(FlowTransform):
+    r"""A transform in standardised coordinates: :math:`y = m + s \, T(x; (c - m_c) / s_c)`.
+
+    The numbers :math:`m, s, m_c, s_c` are fixed; T trains on data and contexts of mean 0 and
+    scale 1 whatever their units, and the log-determinant :math:`\sum_i \log s_i` makes densities
+    those of the original units. ``nf.fit`` puts it in and, on a fitted flow, replaces its numbers.
+
+    :param transform: the transform T, onto an unconstrained space.
+    :param loc: m, of shape ``transform.out_shape``.
+    :param scale: s, of the same shape, positive.
+    :param context_loc: m_c, of shape ``(context_dim,)``; None leaves the context as it is.
+    :param context_scale: s_c, of the same shape, positive.
+    """
+
+    transform: FlowTransform
+    loc: Fixed
+    scale: Fixed
+    context_loc: Fixed
+    context_scale: Fixed
+
+    def __init__(
+        self,
+        transform: FlowTransform,
+        loc: ArrayLike,
+        scale: ArrayLike,
+        context_loc: ArrayLike | None = None,
+        context_scale: ArrayLike | None = None,
+    ):
+        self.transform = transform
+        self.loc, self.scale = Fixed(jnp.asarray(loc)), Fixed(jnp.asarray(scale))
+        width = transform.context_dim
+        self.context_loc = Fixed(jnp.zeros(width) if context_loc is None else context_loc)
+        self.context_scale = Fixed(jnp.ones(width) if context_scale is None else context_scale)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.transform.event_shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.transform.out_shape
+
+    @property
+    def context_dim(self) -> int:
+        return self.transform.context_dim
+
+    def standardize_context(self, context: Array | None) -> Array | None:
+        """The context as T sees it."""
+        if context is None:
+            return None
+        return (context - self.context_loc.value) / self.context_scale.value
+
+    @property
+    def log_det(self) -> Array:
+        """The constant log-determinant of the affine part, a scalar."""
+        return jnp.log(self.scale.value).sum()
+
+    def forward_and_log_det(
+        self, x: Array, context: Array | None = None
+    ) -> tuple[Array, Array]:
+        y, log_det = self.transform.forward_and_log_det(x, self.standardize_context(context))
+        return self.loc.value + self.scale.value * y, log_det + self.log_det
+
+    def inverse_and_log_det(
+        self, y: Array, context: Array | None = None
+    ) -> tuple[Array, Array]:
+        y = (y - self.loc.value) / self.scale.value
+        x, log_det = self.transform.inverse_and_log_det(y, self.standardize_context(context))
+        return x, log_det - self.log_det
