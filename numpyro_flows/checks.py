@@ -93,6 +93,10 @@ def check_context(owner: str, context: ArrayLike | None, context_dim: int) -> Ar
     if array.shape[-1:] != (context_dim,):
         raise ValueError(
             f"context: expected shape (*batch, {context_dim}), got {array.shape}."
-            + (" A scalar covariate needs a last axis: context[..., None]." if context_dim == 1 else "")
+            + (
+                " A scalar covariate needs a last axis: context[..., None]."
+                if context_dim == 1
+                else ""
+            )
         )
     return array

@@ -66,16 +66,16 @@ class FlowDistribution(TransformedDistribution):
             raise ValueError(
                 f"base_dist: expected a continuous distribution, got {type(base_dist).__name__}."
             )
-        base_dist = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float, leaf)), base_dist)
+        base_dist = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, jnp.result_type(float, leaf)), base_dist
+        )
         base_dist = base_dist.to_event(len(event_shape) - base_dist.event_dim)
         # A bound context adds batch axes, and each of its rows has base noise of its own.
         shape = transform.forward_shape(base_dist.shape())
         batch_shape = shape[: len(shape) - len(transform.out_shape)]
         self.base_dist = base_dist.expand(batch_shape)
         self.transforms = [transform]
-        Distribution.__init__(
-            self, batch_shape, transform.out_shape, validate_args=validate_args
-        )
+        Distribution.__init__(self, batch_shape, transform.out_shape, validate_args=validate_args)
 
     @property
     def transform(self) -> FlowTransform:

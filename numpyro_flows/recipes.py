@@ -22,7 +22,7 @@ from .transform import FlowTransform
 from .transforms import Chain, Coupling, DiagonalScale, NumPyroTransform, Scan
 
 
-def _permutations(kind: str, dim: int, depth: int, seed: int) -> np.ndarray:
+def _permutations(kind: str, dim: int, depth: int, seed: int) -> list[list[int]]:
     """One permutation after each of ``depth`` layers; together they are the identity."""
     swap = np.roll(np.arange(dim), dim // 2)
     rng = np.random.default_rng(seed)
@@ -32,14 +32,12 @@ def _permutations(kind: str, dim: int, depth: int, seed: int) -> np.ndarray:
         "swap": lambda: swap,
     }
     if kind not in kinds:
-        raise ValueError(
-            f"permutation: expected one of {sorted(kinds)}, got {kind!r}."
-        )
+        raise ValueError(f"permutation: expected one of {sorted(kinds)}, got {kind!r}.")
     permutations = [kinds[kind]() for _ in range(depth - 1)]
     total = np.arange(dim)
     for permutation in permutations:
         total = total[permutation]
-    return np.array([*permutations, np.argsort(total)])
+    return [p.tolist() for p in (*permutations, np.argsort(total))]
 
 
 def _flow(
@@ -173,8 +171,18 @@ def realnvp(
     >>> flow.log_prob(jnp.zeros((4, 3))).shape
     (4,)
     """
-    bound = min(1.0, 16 / check_size("depth", depth)) if log_scale_bound is None else log_scale_bound
+    bound = (
+        min(1.0, 16 / check_size("depth", depth)) if log_scale_bound is None else log_scale_bound
+    )
     couplings = _couplings(
-        key, dim, Affine(bound), depth, permutation, permutation_seed, hidden, context_dim, activation
+        key,
+        dim,
+        Affine(bound),
+        depth,
+        permutation,
+        permutation_seed,
+        hidden,
+        context_dim,
+        activation,
     )
     return _flow(couplings, support, base)

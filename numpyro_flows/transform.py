@@ -57,9 +57,7 @@ def _checked(method: Any, forward: bool) -> Any:
         check_event_shape(f"{owner} input", array.shape, shape)
         context = check_context(owner, context, self.context_dim)
         if context is not None:
-            batch = jnp.broadcast_shapes(
-                array.shape[: array.ndim - len(shape)], context.shape[:-1]
-            )
+            batch = jnp.broadcast_shapes(array.shape[: array.ndim - len(shape)], context.shape[:-1])
             array = jnp.broadcast_to(array, batch + shape)
         return method(self, array, context)
 
@@ -111,15 +109,11 @@ class FlowTransform(_Contract, eqx.Module, Transform):
         return 0
 
     @abc.abstractmethod
-    def forward_and_log_det(
-        self, x: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``x`` of shape ``(*batch, *event_shape)`` to ``(y, log|det dy/dx|)``."""
 
     @abc.abstractmethod
-    def inverse_and_log_det(
-        self, y: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``y`` of shape ``(*batch, *out_shape)`` to ``(x, log|det dx/dy|)``."""
 
     # NumPyro's protocol.
@@ -164,12 +158,10 @@ class FlowTransform(_Contract, eqx.Module, Transform):
     def eq(self, other: object, static: bool = False) -> ArrayLike:
         if type(self) is not type(other):
             return False
-        leaves, structure = jax.tree.flatten(self)
-        other_leaves, other_structure = jax.tree.flatten(other)
-        if structure != other_structure:
+        if jax.tree.structure(self) != jax.tree.structure(other):
             return False
         equal: Any = True
-        for a, b in zip(leaves, other_leaves, strict=True):
+        for a, b in zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True):
             equal = equal & array_equiv(a, b, static=static)
         return equal
 
@@ -201,14 +193,10 @@ class Inverse(FlowTransform):
     def context_dim(self) -> int:
         return self.transform.context_dim
 
-    def forward_and_log_det(
-        self, x: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.inverse_and_log_det(x, context)
 
-    def inverse_and_log_det(
-        self, y: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.forward_and_log_det(y, context)
 
     @property
@@ -272,14 +260,10 @@ class Conditioned(FlowTransform):
     def codomain(self) -> Constraint:
         return self.transform.codomain
 
-    def forward_and_log_det(
-        self, x: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.forward_and_log_det(x, self.context.value)
 
-    def inverse_and_log_det(
-        self, y: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.inverse_and_log_det(y, self.context.value)
 
     def _broadcast(self, shape: tuple[int, ...], event: tuple[int, ...]) -> tuple[int, ...]:

@@ -74,18 +74,14 @@ class Chain(FlowTransform):
     def codomain(self) -> Constraint:
         return self.parts[-1].codomain
 
-    def forward_and_log_det(
-        self, x: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         total: Array | float = 0.0
         for part in self.parts:
             x, log_det = part.forward_and_log_det(x, context if part.context_dim else None)
             total = total + log_det
         return x, jnp.asarray(total)
 
-    def inverse_and_log_det(
-        self, y: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         total: Array | float = 0.0
         for part in reversed(self.parts):
             y, log_det = part.inverse_and_log_det(y, context if part.context_dim else None)
@@ -141,9 +137,7 @@ class Scan(FlowTransform):
     def context_dim(self) -> int:
         return self.layers.context_dim
 
-    def forward_and_log_det(
-        self, x: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         def step(carry, scanned):
             x, total = carry
             layer, permutation = scanned
@@ -153,9 +147,7 @@ class Scan(FlowTransform):
         start = (x, jnp.zeros(x.shape[:-1], x.dtype))
         return jax.lax.scan(step, start, (self.layers, np.array(self.permutations)))[0]
 
-    def inverse_and_log_det(
-        self, y: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         def step(carry, scanned):
             y, total = carry
             layer, permutation = scanned
@@ -200,18 +192,14 @@ class Stacked(FlowTransform):
 
     def _map(self, step, value: Array, in_ndim: int, out_ndim: int) -> tuple[Array, Array]:
         axis = -1 - self.batch_ndim
-        return jax.vmap(
-            step, in_axes=(0, axis - in_ndim), out_axes=(axis - out_ndim, axis)
-        )(self.transform, value)
+        return jax.vmap(step, in_axes=(0, axis - in_ndim), out_axes=(axis - out_ndim, axis))(
+            self.transform, value
+        )
 
-    def forward_and_log_det(
-        self, x: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         ndims = len(self.event_shape), len(self.out_shape)
         return self._map(lambda t, v: t.forward_and_log_det(v), x, *ndims)
 
-    def inverse_and_log_det(
-        self, y: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         ndims = len(self.out_shape), len(self.event_shape)
         return self._map(lambda t, v: t.inverse_and_log_det(v), y, *ndims)

@@ -86,12 +86,8 @@ class Coupling(FlowTransform):
         moved, log_det = step(moving, params)
         return rows(jnp.concatenate([passing, moved]), batch), log_det.sum(0).reshape(batch)
 
-    def forward_and_log_det(
-        self, x: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self._couple(self.map.forward_and_log_det, x, context)
 
-    def inverse_and_log_det(
-        self, y: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self._couple(self.map.inverse_and_log_det, y, context)

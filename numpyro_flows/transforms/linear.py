@@ -37,12 +37,8 @@ class DiagonalScale(FlowTransform):
     def _log_det(self, value: Array) -> Array:
         return jnp.broadcast_to(self.log_scale.sum(), value.shape[:-1])
 
-    def forward_and_log_det(
-        self, x: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return x * jnp.exp(self.log_scale), self._log_det(x)
 
-    def inverse_and_log_det(
-        self, y: Array, context: Array | None = None
-    ) -> tuple[Array, Array]:
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return y * jnp.exp(-self.log_scale), -self._log_det(y)

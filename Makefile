@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-all test-lowest lint format benchmark clean
+
+# The environment is rebuilt when the dependencies change.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/eight_schools.py
+
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest -q -n 2
+
+test-all: $(VENV)/installed lint
+	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check -e ".[dev]" -c lowest.txt
+	.venv-lowest/bin/python -m pytest -q -n 2
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[peers]"
+	$(BIN)/python benchmarks/peers.py
+
+clean:
+	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache

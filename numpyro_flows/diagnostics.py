@@ -1,0 +1,401 @@
+"""Trust: :func:`check_transform`, the contract for anyone's transform, and PSIS diagnostics."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.distributions import Normal, TransformedDistribution
+from numpyro.distributions.transforms import Transform
+
+from .checks import check_context, check_event_shape, check_float
+from .distribution import FlowDistribution, leaf_names
+from .transform import Conditioned, FlowTransform
+from .transforms import NumPyroTransform
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One line of a report: what was checked, whether it holds, and the figure behind it."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What :func:`check_transform` found; ``print`` it.
+
+    :ivar title: the transform, its shapes and dtype.
+    :ivar checks: one :class:`Check` per line.
+    """
+
+    title: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = [
+            f"  {'ok  ' if check.passed else 'FAIL'}  {check.name:<{width}}  {check.detail}"
+            for check in self.checks
+        ]
+        return "\n".join([self.title, *lines])
+
+
+class TransformError(ValueError):
+    """A transform breaks its contract; the message is the report, also at ``.report``."""
+
+    def __init__(self, report: Report):
+        super().__init__(f"the transform breaks its contract\n{report}")
+        self.report = report
+
+
+def check_transform(
+    transform: Transform,
+    x: ArrayLike,
+    context: ArrayLike | None = None,
+    *,
+    tolerance: float | None = None,
+) -> Report:
+    r"""Check anyone's transform against the contract, with autodiff as the judge.
+
+    Both round trips; the log-determinant against the autodiff Jacobian and the inverse's against
+    minus the forward one; NumPyro's protocol; batch shapes; floating leaves with names; finite
+    gradients with respect to x, the context and every leaf; the dtype; and that wrong shapes,
+    dtypes and contexts are refused. Errors are relative, :math:`|a - b| / \max(1, |b|)`.
+
+    :param transform: a ``FlowTransform``, or any NumPyro transform.
+    :param x: points of its domain, shape ``(n, *event_shape)`` with n at least 2, in float32 or
+        float64; the figures hold for these points.
+    :param context: shape ``(n, context_dim)`` for a conditional transform.
+    :param tolerance: largest relative error of a round trip, by default 1e-4 in float32 and
+        1e-9 in float64; log-determinants are allowed ten times as much.
+    :return: the report, every line of it passed.
+    :raises TransformError: with the report, if a line failed.
+    :raises ValueError: for x or a context of the wrong shape.
+    :raises TypeError: for something that is no transform.
+
+    >>> import jax, numpyro_flows as nf
+    >>> flow = nf.realnvp(jax.random.key(0), 3, depth=2, hidden=(8,))
+    >>> report = check_transform(flow.transform, jax.random.normal(jax.random.key(1), (4, 3)))
+    >>> report.passed
+    True
+    """
+    x = check_float("x", x)
+    if not isinstance(transform, Transform):
+        raise TypeError(f"Expected a transform, got {type(transform).__name__}.")
+    if not isinstance(transform, FlowTransform):
+        transform = NumPyroTransform(transform, x.shape[1:])
+    check_event_shape("x", x.shape, transform.event_shape)
+    if x.ndim != 1 + len(transform.event_shape) or len(x) < 2:
+        raise ValueError(
+            f"x: expected shape (n, *{transform.event_shape}) with n at least 2, got {x.shape}."
+        )
+    context = check_context(type(transform).__name__, context, transform.context_dim)
+    if tolerance is None:
+        tolerance = 1e-9 if x.dtype == jnp.float64 else 1e-4
+    checks: list[Check] = []
+    for group in (_leaves, _values, _jacobian, _batches, _gradients, _protocol, _refusals):
+        try:
+            checks += group(transform, x, context, tolerance)
+        except Exception as error:  # a transform may fail in any way, and the report must say so
+            message = f"{type(error).__name__}: {error}".split("\n")[0]
+            checks.append(Check(group.__name__.strip("_"), False, message))
+    report = Report(
+        f"{type(transform).__name__}: {transform.event_shape} -> {transform.out_shape}, "
+        f"{x.dtype}, {len(x)} points",
+        tuple(checks),
+    )
+    if not report.passed:
+        raise TransformError(report)
+    return report
+
+
+def _error(a: ArrayLike, b: ArrayLike) -> float:
+    """Largest relative error of a against b; infinite where either is not finite."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return np.inf
+    return float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b)), initial=0.0))
+
+
+def _close(name: str, a: ArrayLike, b: ArrayLike, tolerance: float) -> Check:
+    error = _error(a, b)
+    return Check(name, error <= tolerance, f"error {error:.1e} (at most {tolerance:.0e})")
+
+
+def _same(name: str, got: Any, expected: Any) -> Check:
+    return Check(name, got == expected, f"{got}" + ("" if got == expected else f", not {expected}"))
+
+
+# Module-level, so that transforms of one structure share the compiled programs.
+@jax.jit
+def _forward(transform: FlowTransform, x: Array, context: Array | None):
+    return transform.forward_and_log_det(x, context)
+
+
+@jax.jit
+def _inverse(transform: FlowTransform, y: Array, context: Array | None):
+    return transform.inverse_and_log_det(y, context)
+
+
+def _leaves(transform, x, context, tolerance) -> list[Check]:
+    bad = [
+        f"{name} ({type(leaf).__name__})"
+        for name, leaf in zip(leaf_names(transform), jax.tree.leaves(transform), strict=True)
+        if not (name and isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating))
+    ]
+    count = len(jax.tree.leaves(transform))
+    return [Check("leaves are named floating arrays", not bad, ", ".join(bad) or f"{count} leaves")]
+
+
+def _values(transform, x, context, tolerance) -> list[Check]:
+    y, log_det = _forward(transform, x, context)
+    x_again, inverse_log_det = _inverse(transform, y, context)
+    y_again, _ = _forward(transform, x_again, context)
+    dtypes = {str(value.dtype) for value in (y, log_det, x_again, inverse_log_det)}
+    return [
+        _same("shape of forward", y.shape, x.shape[:1] + transform.out_shape),
+        _same("shape of log-det", log_det.shape, x.shape[:1]),
+        _same("dtype kept", dtypes, {str(x.dtype)}),
+        _close("inverse(forward(x)) = x", x_again, x, tolerance),
+        _close("forward(inverse(y)) = y", y_again, y, tolerance),
+        _close("inverse log-det = -log-det", inverse_log_det, -log_det, 10 * tolerance),
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("forward", "mode"))
+def _log_abs_det(transform, values, context, *, forward: bool, mode: str) -> Array:
+    step = transform.forward_and_log_det if forward else transform.inverse_and_log_det
+    shape = values.shape[1:]
+    jacobian = jax.jacfwd if mode == "forward" else jax.jacrev
+
+    def one(value, context):
+        def flat(v):
+            return step(v.reshape(shape), context)[0].reshape(-1)
+
+        return jnp.linalg.slogdet(jacobian(flat)(value.reshape(-1)))[1]
+
+    return jax.vmap(one)(values, context)
+
+
+def _jacobian(transform, x, context, tolerance) -> list[Check]:
+    if np.prod(transform.event_shape) != np.prod(transform.out_shape):
+        # On a manifold the log-determinant is a convention, which NumPyro's own tests judge.
+        return []
+    y, log_det = _forward(transform, x, context)
+    _, inverse_log_det = _inverse(transform, y, context)
+
+    def judge(values: Array, forward: bool) -> Array:
+        try:
+            return _log_abs_det(transform, values, context, forward=forward, mode="forward")
+        except TypeError:  # JAX's answer where forward mode does not exist
+            return _log_abs_det(transform, values, context, forward=forward, mode="reverse")
+
+    return [
+        _close("log-det = autodiff", log_det, judge(x, True), 10 * tolerance),
+        _close("inverse log-det = autodiff", inverse_log_det, judge(y, False), 10 * tolerance),
+    ]
+
+
+def _batches(transform, x, context, tolerance) -> list[Check]:
+    y, log_det = _forward(transform, x, context)
+    single = None if context is None else context[0]
+    checks = []
+    for name, step, value, out, log_dets in (
+        ("forward", _forward, x, y, log_det),
+        ("inverse", _inverse, y, *_inverse(transform, y, context)),
+    ):
+        row, row_log_det = step(transform, value[0], single)
+        checks.append(_close(f"{name} of one row", row, out[0], tolerance))
+        checks.append(
+            _close(f"{name} of one row: log-det", row_log_det, log_dets[0], 10 * tolerance)
+        )
+        stacked = jnp.stack([value, value[::-1]])
+        both = None if context is None else jnp.stack([context, context[::-1]])
+        outs, outs_log_det = step(transform, stacked, both)
+        checks.append(_close(f"{name} of two batch axes", outs[1], out[::-1], tolerance))
+        checks.append(
+            _close(f"{name} of two batch axes: log-det", outs_log_det[0], log_dets, 10 * tolerance)
+        )
+    if context is not None:
+        _, shared = _forward(transform, x, context[:1])
+        rows = jnp.broadcast_to(context[:1], context.shape)
+        checks.append(
+            _close("context broadcasts", shared, _forward(transform, x, rows)[1], 10 * tolerance)
+        )
+    return checks
+
+
+@functools.partial(jax.jit, static_argnames="forward")
+def _gradient(transform, value, context, *, forward: bool):
+    def loss(transform, value, context):
+        step = transform.forward_and_log_det if forward else transform.inverse_and_log_det
+        out, log_det = step(value, context)
+        # Unequal weights, so that contributions do not cancel.
+        return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum() + log_det.sum()
+
+    return jax.grad(loss, argnums=(0, 1, 2) if context is not None else (0, 1))(
+        transform, value, context
+    )
+
+
+def _gradients(transform, x, context, tolerance) -> list[Check]:
+    y, _ = _forward(transform, x, context)
+    checks = []
+    for name, value, forward in (("forward", x, True), ("inverse", y, False)):
+        grads = _gradient(transform, value, context, forward=forward)
+        parts = dict(zip(("leaf ", "x", "context"), grads, strict=False))
+        bad = [
+            part + leaf
+            for part, tree in parts.items()
+            for leaf, grad in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+            if not np.isfinite(grad).all()
+        ]
+        count = len(jax.tree.leaves(grads))
+        checks.append(
+            Check(
+                f"{name}: gradients are finite",
+                not bad,
+                f"not with respect to {', '.join(bad)}" if bad else f"{count} arrays",
+            )
+        )
+    return checks
+
+
+def _protocol(transform, x, context, tolerance) -> list[Check]:
+    bound = transform if context is None else Conditioned(transform, context)
+    y, log_det = _forward(bound, x, None)
+    called, intermediates = bound.call_with_intermediates(x)
+    inverse = bound.inv
+    shape, out_shape = x.shape, y.shape
+    base = Normal(jnp.zeros_like(x), jnp.ones_like(x)).to_event(len(transform.event_shape))
+    stock = TransformedDistribution(base, bound, validate_args=False)
+    flow = FlowDistribution(base, bound, validate_args=False)
+    leaves, structure = jax.tree.flatten(bound)
+    copy = jax.tree.unflatten(structure, leaves)
+    is_inside = np.asarray(bound.codomain(y))
+    return [
+        _close("T(x)", bound(x), y, tolerance),
+        _close("T.inv(y)", inverse(y), x, tolerance),
+        Check("T.inv.inv is T", inverse.inv is bound, ""),
+        _close("call_with_intermediates", called, y, tolerance),
+        _close(
+            "log_abs_det_jacobian with intermediates",
+            bound.log_abs_det_jacobian(x, y, intermediates),
+            log_det,
+            10 * tolerance,
+        ),
+        _close("log_abs_det_jacobian", bound.log_abs_det_jacobian(x, y), log_det, 10 * tolerance),
+        _close(
+            "log_abs_det_jacobian of the inverse",
+            inverse.log_abs_det_jacobian(y, x),
+            -log_det,
+            10 * tolerance,
+        ),
+        _same("forward_shape", bound.forward_shape(shape), out_shape),
+        _same("inverse_shape", bound.inverse_shape(out_shape), shape),
+        _same("event dim of domain", bound.domain.event_dim, len(transform.event_shape)),
+        _same("event dim of codomain", bound.codomain.event_dim, len(transform.out_shape)),
+        Check("y lies in the codomain", bool(is_inside.all()), f"{is_inside.sum()} of {is_inside.size}"),
+        _close(
+            "FlowDistribution.log_prob = NumPyro's",
+            flow.log_prob(y),
+            stock.log_prob(y),
+            10 * tolerance,
+        ),
+        Check(
+            "pytree round trip", bool(bound.eq(copy)) and copy is not bound, f"{len(leaves)} leaves"
+        ),
+        Check("jit(T)", _error(jax.jit(bound)(x), y) <= tolerance, ""),
+    ]
+
+
+def _refusals(transform, x, context, tolerance) -> list[Check]:
+    def refuses(name: str, call: Callable[[], Any]) -> Check:
+        try:
+            call()
+        except (ValueError, TypeError) as error:
+            return Check(f"refuses {name}", True, type(error).__name__)
+        return Check(f"refuses {name}", False, "accepted")
+
+    y, _ = _forward(transform, x, context)
+    checks = [
+        refuses(
+            "a wrong event shape",
+            lambda: transform.forward_and_log_det(jnp.concatenate([x, x], axis=-1), context),
+        ),
+        refuses(
+            "a wrong event shape of the inverse",
+            lambda: transform.inverse_and_log_det(jnp.concatenate([y, y], axis=-1), context),
+        ),
+        refuses("integers", lambda: transform.forward_and_log_det(x.astype(int), context)),
+    ]
+    if context is None:
+        surplus = jnp.ones((len(x), 1), x.dtype)
+        checks.append(
+            refuses("a surplus context", lambda: transform.forward_and_log_det(x, surplus))
+        )
+    else:
+        wide = jnp.concatenate([context, context], axis=-1)
+        checks += [
+            refuses("a missing context", lambda: transform.forward_and_log_det(x)),
+            refuses("a context of wrong width", lambda: transform.forward_and_log_det(x, wide)),
+        ]
+    return checks
+
+
+def psis_khat(log_weights: ArrayLike) -> float:
+    r"""Pareto shape :math:`\hat k` of importance weights, by Pareto-smoothed importance sampling.
+
+    Below 0.7 the weighted draws are reliable; above, the guide misses mass that matters. When all
+    weights are nearly equal the tail is noise and :math:`\hat k` with it: see
+    :func:`importance_ess`.
+
+    :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
+    :return: the shape; ``nan`` where the weights are.
+
+    Source: Vehtari et al. (2024), arXiv:1507.02646; computed by ArviZ.
+
+    >>> import numpy as np
+    >>> bool(psis_khat(np.random.default_rng(0).normal(0, 0.1, 1000)) < 0.7)
+    True
+    """
+    log_weights = np.asarray(log_weights, dtype=float)
+    if not np.isfinite(log_weights).all():
+        return float("nan")
+    try:
+        # ArviZ 1: arrays are served by arviz-stats, which it is built on.
+        from arviz_stats.base import array_stats
+
+        _, khat = array_stats.psislw(log_weights)
+    except ImportError:
+        import arviz
+
+        _, khat = arviz.psislw(log_weights)
+    return float(khat)
+
+
+def importance_ess(log_weights: ArrayLike) -> float:
+    r"""Effective sample size :math:`(\sum w)^2 / (n \sum w^2)` of importance weights, in (0, 1].
+
+    :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
+
+    Source: Kong (1992); 1 means that the guide is the posterior.
+
+    >>> importance_ess([0.0, 0.0])
+    1.0
+    """
+    log_weights = np.asarray(log_weights, dtype=float)
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.sum() ** 2 / (weights**2).sum() / len(weights))

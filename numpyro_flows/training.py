@@ -1,0 +1,477 @@
+"""Maximum likelihood: :func:`fit` trains a flow on draws of what it shall describe."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+from tqdm.auto import tqdm
+
+from .checks import check_context, check_event_shape, check_float, check_key, check_size
+from .distribution import FlowDistribution, combine, partition
+from .transform import FlowTransform
+from .transforms import Chain, NumPyroTransform, Standardized
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` returns.
+
+    :ivar flow: the fitted flow, in the units of the data.
+    :ivar train_losses: mean negative log-likelihood per row (nats) of each epoch, averaged over
+        its steps, shape ``(epochs,)``.
+    :ivar val_losses: the same on the validation rows after each epoch; empty without a split.
+    :ivar best_epoch: epoch whose parameters are returned, from 1; 0 are the initial ones.
+    :ivar num_skipped: steps skipped because their loss or gradient was not finite.
+    """
+
+    flow: FlowDistribution
+    train_losses: np.ndarray
+    val_losses: np.ndarray
+    best_epoch: int
+    num_skipped: int
+
+
+def fit(
+    key: Array,
+    flow: FlowDistribution,
+    x: ArrayLike,
+    context: ArrayLike | None = None,
+    *,
+    weights: ArrayLike | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    learning_rate: float | optax.Schedule = 1e-3,
+    clip_norm: float = 5.0,
+    batch_size: int = 256,
+    max_epochs: int = 100,
+    patience: int = 10,
+    val_fraction: float = 0.1,
+    standardize: bool = True,
+    progress_bar: bool = True,
+    checkpoint: str | os.PathLike | None = None,
+) -> FitResult:
+    r"""Fit a flow to data by maximum likelihood.
+
+    Minimises :math:`-\sum_i w_i \log p(x_i \mid c_i) / \sum_i w_i` in shuffled minibatches (the
+    last partial one included), one jitted scan per epoch. After each epoch the validation rows
+    are scored; training stops when ``patience`` epochs brought no improvement, and the best
+    parameters are returned. Steps with a non-finite loss or gradient change nothing and are
+    counted.
+
+    Data and context are standardised (mean 0, scale 1 per coordinate, in the unconstrained space
+    if the flow has a support) and the standardisation becomes part of the returned flow, exactly.
+
+    Below 10 rows nothing is held out: a warning says so and the training loss takes the place of
+    the validation loss.
+
+    :param key: ``jax.random.key``; splits, shuffles.
+    :param flow: flow with batch shape ``()``, conditional or not.
+    :param x: data of shape ``(n, *event_shape)``, floating, finite, inside the flow's support.
+    :param context: shape ``(n, context_dim)`` for a conditional flow.
+    :param weights: non-negative weights of shape ``(n,)``; their scale does not matter.
+    :param optimizer: optax optimiser, used as it is; by default Adam with a cosine decay of
+        ``learning_rate`` to 0 over ``max_epochs`` behind clipping to global norm ``clip_norm``.
+    :param learning_rate: initial step size, or an optax schedule to follow instead.
+    :param clip_norm: largest global norm of a gradient.
+    :param batch_size: rows per step.
+    :param max_epochs: upper bound on the passes over the data.
+    :param patience: epochs without improvement before training stops.
+    :param val_fraction: share of the rows held out, in [0, 1).
+    :param standardize: whether to standardise; a flow that was fitted before keeps one
+        standardisation, with the numbers of the new data (of the old if False).
+    :param progress_bar: whether to show one.
+    :param checkpoint: file that is rewritten after each epoch. If it is there, training continues
+        from it, with the result the uninterrupted call would have had.
+    :return: the fitted flow and its losses.
+    :raises ValueError: for fewer than 2 rows, wrong shapes, NaN or infinite rows or rows outside
+        the support (counted and named), constant columns, or a checkpoint of another call.
+    :raises TypeError: for non-floating data, or a key that is not one.
+    :raises FloatingPointError: if no step of an epoch has a finite loss and gradient.
+
+    >>> import jax, numpyro_flows as nf
+    >>> x = 5 + 0.1 * jax.random.normal(jax.random.key(0), (200, 2))
+    >>> fitted = nf.fit(jax.random.key(1), nf.realnvp(jax.random.key(2), 2, depth=2), x,
+    ...                 max_epochs=2, progress_bar=False)
+    >>> fitted.flow.sample(jax.random.key(3), (4,)).shape
+    (4, 2)
+    """
+    check_key(key)
+    for name, size in (
+        ("batch_size", batch_size),
+        ("max_epochs", max_epochs),
+        ("patience", patience),
+    ):
+        check_size(name, size)
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}.")
+    x, context, weights = _check_data(flow, x, context, weights)
+
+    core, previous, support = _take_apart(flow.transform)
+    data, numbers, log_det = _whiten(x, context, weights, previous, support, standardize)
+    n = len(x)
+    num_val = max(1, int(n * val_fraction)) if val_fraction and n >= 10 else 0
+    if n < 10 and val_fraction:
+        warnings.warn(
+            f"fit: {n} rows are too few to hold some out; early stopping uses the training loss.",
+            stacklevel=2,
+        )
+    split_key, shuffle_key = jax.random.split(key)
+    order = np.asarray(jax.random.permutation(split_key, n))
+    val, train = (jax.tree.map(lambda a: a[i], data) for i in (order[:num_val], order[num_val:]))
+    # The core is scored in whitened coordinates; these constants give nats in the data's units.
+    val_shift, train_shift = (
+        np.average(log_det[i], weights=weights[i]) if len(i) else 0.0
+        for i in (order[:num_val], order[num_val:])
+    )
+    num_train = n - num_val
+    if optimizer is None:
+        steps = max_epochs * -(-num_train // batch_size)
+        schedule = (
+            learning_rate
+            if callable(learning_rate)
+            else optax.cosine_decay_schedule(learning_rate, steps)
+        )
+        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(schedule))
+
+    params, rest = partition(FlowDistribution(flow.base_dist, core))
+    if not jax.tree.leaves(params):
+        raise ValueError("flow: it has no parameters to train (everything in it is fixed).")
+    opt_state = optimizer.init(params)
+    score = jax.jit(functools.partial(_score, batch_size=max(batch_size, 1024)))
+    run_epoch = jax.jit(functools.partial(_run_epoch, optimizer=optimizer, batch_size=batch_size))
+
+    monitored, shift = (val, val_shift) if num_val else (train, train_shift)
+    best, best_loss, best_epoch = params, float(score(params, rest, monitored)) - shift, 0
+    train_losses: list[float] = []
+    val_losses: list[float] = []
+    num_skipped = 0
+
+    store = None
+    if checkpoint is not None:
+        settings = [
+            batch_size,
+            max_epochs,
+            patience,
+            val_fraction,
+            standardize,
+            clip_norm,
+            str(learning_rate),
+        ]
+        if callable(learning_rate):
+            settings.pop()
+        store = _Checkpoint(checkpoint, settings, key, (params, opt_state, rest, data))
+        restored = store.load((params, opt_state, best))
+        if restored is not None:
+            (params, opt_state, best), state = restored
+            train_losses, val_losses = state["train_losses"], state["val_losses"]
+            best_loss, best_epoch = state["best_loss"], state["best_epoch"]
+            num_skipped = state["num_skipped"]
+
+    bar = tqdm(total=max_epochs, initial=len(train_losses), disable=not progress_bar, desc="fit")
+    with bar:
+        while (epoch := len(train_losses) + 1) <= max_epochs and epoch - 1 - best_epoch < patience:
+            epoch_key = jax.random.fold_in(shuffle_key, epoch)
+            params, opt_state, loss, skipped, steps_taken = run_epoch(
+                params, rest, opt_state, train, epoch_key
+            )
+            num_skipped += int(skipped)
+            if int(skipped) == int(steps_taken):
+                raise FloatingPointError(
+                    f"fit: no step of epoch {epoch} had a finite loss and gradient. Lower "
+                    "`learning_rate` or `clip_norm`, or look for extreme values in the data."
+                )
+            train_losses.append(float(loss) - train_shift)
+            monitor = float(score(params, rest, monitored)) - shift
+            if num_val:
+                val_losses.append(monitor)
+            if monitor < best_loss or not np.isfinite(best_loss):
+                best, best_loss, best_epoch = params, monitor, epoch
+            bar.set_postfix(train=f"{train_losses[-1]:.4f}", best=f"{best_loss:.4f}", refresh=False)
+            bar.update()
+            if store is not None:
+                store.save(
+                    (params, opt_state, best),
+                    {
+                        "train_losses": train_losses,
+                        "val_losses": val_losses,
+                        "best_loss": best_loss,
+                        "best_epoch": best_epoch,
+                        "num_skipped": num_skipped,
+                    },
+                )
+    if num_skipped:
+        warnings.warn(
+            f"fit: {num_skipped} steps with a non-finite loss or gradient were skipped.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    transform = combine(best, rest).transform
+    if numbers is not None:
+        transform = Standardized(transform, *numbers)
+    if support:
+        transform = Chain([transform, *support])
+    return FitResult(
+        FlowDistribution(flow.base_dist, transform),
+        np.array(train_losses),
+        np.array(val_losses),
+        best_epoch,
+        num_skipped,
+    )
+
+
+def _rows(mask: np.ndarray) -> str:
+    """Which rows: '2 of 100 rows (4, 17)'."""
+    rows = np.flatnonzero(mask)
+    listed = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    return (
+        f"{len(rows)} of {len(mask)} rows (row {listed})"
+        if len(rows) == 1
+        else (f"{len(rows)} of {len(mask)} rows (rows {listed})")
+    )
+
+
+def _check_finite(name: str, value: np.ndarray) -> None:
+    bad = ~np.isfinite(value.reshape(len(value), -1)).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{name}: {_rows(bad)} hold NaN or infinite values; drop or impute them.")
+
+
+def _check_data(
+    flow: FlowDistribution, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    if not isinstance(flow, FlowDistribution):
+        raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
+    if flow.batch_shape:
+        raise ValueError(
+            f"flow: expected batch shape (), got {flow.batch_shape}. Pass the conditional flow "
+            "itself and `context=`, not `flow.condition(context)`."
+        )
+    x = np.asarray(x)
+    check_float("x", x[:0])
+    check_event_shape("x", x.shape, flow.event_shape)
+    if x.ndim != 1 + flow.event_dim:
+        raise ValueError(
+            f"x: expected shape (n, {', '.join(map(str, flow.event_shape))}), got {x.shape}."
+        )
+    n = len(x)
+    if n < 2:
+        raise ValueError(f"x: expected at least 2 rows, got {n}.")
+    _check_finite("x", x)
+    # Out-of-support values of a constraint are a property of single rows.
+    inside = np.asarray(flow.support(jnp.asarray(x)))
+    if not inside.all():
+        raise ValueError(
+            f"x: {_rows(~inside)} lie outside the flow's support {flow.support}; drop them or "
+            "build the flow with another `support=`."
+        )
+    if context is not None or flow.context_dim:
+        check_context(
+            "This flow", None if context is None else np.asarray(context)[:1], flow.context_dim
+        )
+        context = np.asarray(context)
+        if context.shape != (n, flow.context_dim):
+            raise ValueError(
+                f"context: expected shape ({n}, {flow.context_dim}), one row per row of x, "
+                f"got {context.shape}."
+            )
+        _check_finite("context", context)
+    weights = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
+    if weights.shape != (n,):
+        raise ValueError(f"weights: expected shape ({n},), got {weights.shape}.")
+    _check_finite("weights", weights)
+    if (weights < 0).any() or not weights.sum() > 0:
+        raise ValueError("weights: expected non-negative numbers with a positive sum.")
+    return x, context, weights / weights.mean()
+
+
+def _take_apart(
+    transform: FlowTransform,
+) -> tuple[FlowTransform, Standardized | None, list[NumPyroTransform]]:
+    """Split into what trains, the standardisation if there is one, and the support."""
+    parts = list(transform.parts) if isinstance(transform, Chain) else [transform]
+    support: list[NumPyroTransform] = []
+    while parts and isinstance(parts[-1], NumPyroTransform):
+        support.insert(0, parts.pop())
+    if not parts:
+        raise ValueError("flow: it has no parameters to train (it is only a support).")
+    if len(parts) == 1 and isinstance(parts[0], Standardized):
+        return parts[0].transform, parts[0], support
+    return (parts[0] if len(parts) == 1 else Chain(parts)), None, support
+
+
+def _moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    loc = np.average(value, axis=0, weights=weights)
+    scale = np.sqrt(np.average((value - loc) ** 2, axis=0, weights=weights))
+    # Rounding leaves a constant column a spread of about one unit in the last place.
+    constant = (
+        scale <= 1e-6 * np.abs(loc) if value.dtype == np.float32 else scale <= 1e-14 * np.abs(loc)
+    )
+    if (constant | (scale == 0)).any():
+        raise ValueError(
+            f"{name}: column {np.argwhere(constant | (scale == 0)).squeeze(-1).tolist()} is constant, "
+            "so the density is not bounded there; drop it or add noise."
+        )
+    return loc, scale
+
+
+def _whiten(
+    x: np.ndarray,
+    context: np.ndarray | None,
+    weights: np.ndarray,
+    previous: Standardized | None,
+    support: list[NumPyroTransform],
+    standardize: bool,
+) -> tuple[dict[str, Array], tuple[Any, ...] | None, np.ndarray]:
+    """Data as the core sees it, the standardisation's numbers, and log|det| of each row."""
+    log_det = np.zeros(len(x))
+    if support:
+        inverse = Chain(support).inv
+        value, log_dets = inverse.forward_and_log_det(jnp.asarray(x))
+        x, log_det = np.asarray(value), np.asarray(log_dets, dtype=float)
+        bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1) | ~np.isfinite(log_det)
+        if bad.any():
+            raise ValueError(
+                f"x: {_rows(bad)} lie on the boundary of the support, where the density is not "
+                "finite; move them inside or drop them."
+            )
+    numbers: tuple[Any, ...] | None = None
+    if standardize:
+        context_numbers = () if context is None else _moments("context", context, weights)
+        numbers = (*_moments("x", x.astype(float, copy=False), weights), *context_numbers)
+    elif previous is not None:
+        fixed = (previous.loc, previous.scale, previous.context_loc, previous.context_scale)
+        numbers = tuple(np.asarray(number.value) for number in fixed)
+    if numbers is not None:
+        x = (x - numbers[0]) / numbers[1]
+        log_det = log_det - np.log(numbers[1]).sum()
+        if context is not None:
+            context = (context - numbers[2]) / numbers[3]
+    dtype = jnp.result_type(float)
+    arrays = {"x": x, "weights": weights} | ({} if context is None else {"context": context})
+    data = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+    if numbers is not None:
+        numbers = tuple(jnp.asarray(number, dtype) for number in numbers)
+    return data, numbers, log_det
+
+
+def _losses(params: Any, rest: Any, batch: dict[str, Array]) -> Array:
+    """Weighted negative log-likelihood of each row."""
+    flow = combine(params, rest)
+    if "context" in batch:
+        flow = flow.condition(batch["context"])
+    return -batch["weights"] * flow.log_prob(batch["x"])
+
+
+def _batches(order: Array, batch_size: int) -> tuple[Array, Array]:
+    """Row indices of each batch and whether an entry is a row or padding."""
+    n = len(order)
+    num = -(-n // batch_size)
+    is_row = jnp.arange(num * batch_size) < n
+    order = jnp.pad(order, (0, num * batch_size - n))
+    return order.reshape(num, batch_size), is_row.reshape(num, batch_size)
+
+
+def _score(params: Any, rest: Any, data: dict[str, Array], *, batch_size: int) -> Array:
+    """Mean weighted negative log-likelihood."""
+
+    def step(total, batch):
+        index, is_row = batch
+        losses = _losses(params, rest, jax.tree.map(lambda a: a[index], data))
+        return total + jnp.where(is_row, losses, 0.0).sum(), None
+
+    n = len(data["x"])
+    total, _ = jax.lax.scan(step, jnp.zeros(()), _batches(jnp.arange(n), min(batch_size, n)))
+    return total / data["weights"].sum()
+
+
+def _run_epoch(
+    params: Any,
+    rest: Any,
+    opt_state: Any,
+    data: dict[str, Array],
+    key: Array,
+    *,
+    optimizer,
+    batch_size: int,
+) -> tuple[Any, Any, Array, Array, Array]:
+    """One pass over the shuffled data: parameters, state, mean loss, skipped and all steps."""
+
+    def step(carry, batch):
+        params, opt_state, total, weight, skipped = carry
+        index, is_row = batch
+        rows = jax.tree.map(lambda a: a[index], data)
+
+        def mean_loss(params):
+            return jnp.where(is_row, _losses(params, rest, rows), 0.0).sum() / is_row.sum()
+
+        loss, grads = jax.value_and_grad(mean_loss)(params)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        new_params = optax.apply_updates(params, updates)
+        ok = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(ok, new, old),
+            (new_params, new_opt_state),
+            (params, opt_state),
+        )
+        total = total + jnp.where(ok, loss * is_row.sum(), 0.0)
+        weight = weight + jnp.where(ok, jnp.where(is_row, rows["weights"], 0.0).sum(), 0.0)
+        return (params, opt_state, total, weight, skipped + ~ok), None
+
+    n = len(data["x"])
+    batches = _batches(jax.random.permutation(key, n), min(batch_size, n))
+    zero = jnp.zeros(())
+    start = (params, opt_state, zero, zero, jnp.zeros((), int))
+    (params, opt_state, total, weight, skipped), _ = jax.lax.scan(step, start, batches)
+    return params, opt_state, total / weight, skipped, jnp.asarray(len(batches[0]))
+
+
+class _Checkpoint:
+    """A file with the state of one call of :func:`fit`, recognised by a fingerprint of the call."""
+
+    def __init__(self, path: str | os.PathLike, settings: list[Any], key: Array, pieces: Any):
+        self.path = Path(path)
+        digest = hashlib.sha256(repr(settings).encode())
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.key_data(key)
+        for leaf in [key, *jax.tree.leaves(pieces)]:
+            digest.update(f"{jnp.shape(leaf)} {jnp.result_type(leaf)}".encode())
+            digest.update(np.asarray(leaf).tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def save(self, trees: Any, state: dict[str, Any]) -> None:
+        leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(trees))}
+        meta = json.dumps({"fingerprint": self.fingerprint, **state})
+        # Whoever is killed while writing leaves the previous file whole.
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
+            np.savez(file, allow_pickle=False, meta=np.array(meta), **leaves)
+        os.replace(file.name, self.path)
+
+    def load(self, trees: Any) -> tuple[Any, dict[str, Any]] | None:
+        if not self.path.exists():
+            return None
+        leaves, structure = jax.tree.flatten(trees)
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                state = json.loads(str(file["meta"]))
+                matches = state.pop("fingerprint") == self.fingerprint
+                arrays = [file[f"leaf{i}"] for i in range(len(leaves))] if matches else []
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"checkpoint: {self.path} is not a checkpoint of `nf.fit`.") from error
+        if not matches:
+            raise ValueError(
+                f"checkpoint: {self.path} belongs to a call with other data, settings, key or "
+                "flow. Delete it, or repeat the call that wrote it."
+            )
+        return jax.tree.unflatten(structure, map(jnp.asarray, arrays)), state
