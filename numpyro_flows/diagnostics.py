@@ -138,15 +138,13 @@ def _same(name: str, got: Any, expected: Any) -> Check:
     return Check(name, got == expected, f"{got}" + ("" if got == expected else f", not {expected}"))
 
 
-# Module-level, so that transforms of one structure share the compiled programs.
+# Compiled once per structure of transform, so that a suite of transforms shares the programs.
 @jax.jit
-def _forward(transform: FlowTransform, x: Array, context: Array | None):
-    return transform.forward_and_log_det(x, context)
-
-
-@jax.jit
-def _inverse(transform: FlowTransform, y: Array, context: Array | None):
-    return transform.inverse_and_log_det(y, context)
+def _round_trip(transform: FlowTransform, x: Array, context: Array | None):
+    y, log_det = transform.forward_and_log_det(x, context)
+    x_again, inverse_log_det = transform.inverse_and_log_det(y, context)
+    y_again, _ = transform.forward_and_log_det(x_again, context)
+    return y, log_det, x_again, inverse_log_det, y_again
 
 
 def _leaves(transform, x, context, tolerance) -> list[Check]:
@@ -160,9 +158,7 @@ def _leaves(transform, x, context, tolerance) -> list[Check]:
 
 
 def _values(transform, x, context, tolerance) -> list[Check]:
-    y, log_det = _forward(transform, x, context)
-    x_again, inverse_log_det = _inverse(transform, y, context)
-    y_again, _ = _forward(transform, x_again, context)
+    y, log_det, x_again, inverse_log_det, y_again = _round_trip(transform, x, context)
     dtypes = {str(value.dtype) for value in (y, log_det, x_again, inverse_log_det)}
     return [
         _same("shape of forward", y.shape, x.shape[:1] + transform.out_shape),
@@ -193,8 +189,7 @@ def _jacobian(transform, x, context, tolerance) -> list[Check]:
     if np.prod(transform.event_shape) != np.prod(transform.out_shape):
         # On a manifold the log-determinant is a convention, which NumPyro's own tests judge.
         return []
-    y, log_det = _forward(transform, x, context)
-    _, inverse_log_det = _inverse(transform, y, context)
+    y, log_det, _, inverse_log_det, _ = _round_trip(transform, x, context)
 
     def judge(values: Array, forward: bool) -> Array:
         try:
@@ -208,32 +203,39 @@ def _jacobian(transform, x, context, tolerance) -> list[Check]:
     ]
 
 
+@functools.partial(jax.jit, static_argnames="forward")
+def _rearranged(transform, value, context, *, forward: bool):
+    """One row alone, rows under two batch axes, and one context shared by all rows."""
+    step = transform.forward_and_log_det if forward else transform.inverse_and_log_det
+
+    def pick(choose):
+        return choose(value), None if context is None else choose(context)
+
+    row = step(*pick(lambda a: a[0]))
+    stacked = step(*pick(lambda a: jnp.stack([a, a[::-1]])))
+    if context is None:
+        return row, stacked, None, None
+    shared = step(value, context[:1])
+    repeated = step(value, jnp.broadcast_to(context[:1], context.shape))
+    return row, stacked, shared, repeated
+
+
 def _batches(transform, x, context, tolerance) -> list[Check]:
-    y, log_det = _forward(transform, x, context)
-    single = None if context is None else context[0]
+    y, log_det, x_again, inverse_log_det, _ = _round_trip(transform, x, context)
     checks = []
-    for name, step, value, out, log_dets in (
-        ("forward", _forward, x, y, log_det),
-        ("inverse", _inverse, y, *_inverse(transform, y, context)),
+    for name, forward, value, out, log_dets in (
+        ("forward", True, x, y, log_det),
+        ("inverse", False, y, x_again, inverse_log_det),
     ):
-        row, row_log_det = step(transform, value[0], single)
-        checks.append(_close(f"{name} of one row", row, out[0], tolerance))
-        checks.append(
-            _close(f"{name} of one row: log-det", row_log_det, log_dets[0], 10 * tolerance)
-        )
-        stacked = jnp.stack([value, value[::-1]])
-        both = None if context is None else jnp.stack([context, context[::-1]])
-        outs, outs_log_det = step(transform, stacked, both)
-        checks.append(_close(f"{name} of two batch axes", outs[1], out[::-1], tolerance))
-        checks.append(
-            _close(f"{name} of two batch axes: log-det", outs_log_det[0], log_dets, 10 * tolerance)
-        )
-    if context is not None:
-        _, shared = _forward(transform, x, context[:1])
-        rows = jnp.broadcast_to(context[:1], context.shape)
-        checks.append(
-            _close("context broadcasts", shared, _forward(transform, x, rows)[1], 10 * tolerance)
-        )
+        row, stacked, shared, repeated = _rearranged(transform, value, context, forward=forward)
+        checks += [
+            _close(f"{name} of one row", row[0], out[0], tolerance),
+            _close(f"{name} of one row: log-det", row[1], log_dets[0], 10 * tolerance),
+            _close(f"{name} of two batch axes", stacked[0][1], out[::-1], tolerance),
+            _close(f"{name} of two batch axes: log-det", stacked[1][0], log_dets, 10 * tolerance),
+        ]
+        if context is not None:
+            checks.append(_close(f"{name}: context broadcasts", shared[0], repeated[0], tolerance))
     return checks
 
 
@@ -251,7 +253,7 @@ def _gradient(transform, value, context, *, forward: bool):
 
 
 def _gradients(transform, x, context, tolerance) -> list[Check]:
-    y, _ = _forward(transform, x, context)
+    y, *_ = _round_trip(transform, x, context)
     checks = []
     for name, value, forward in (("forward", x, True), ("inverse", y, False)):
         grads = _gradient(transform, value, context, forward=forward)
@@ -273,51 +275,46 @@ def _gradients(transform, x, context, tolerance) -> list[Check]:
     return checks
 
 
+@jax.jit
+def _as_numpyro_does(bound: FlowTransform, x: Array, y: Array) -> dict[str, Array]:
+    called, intermediates = bound.call_with_intermediates(x)
+    base = Normal(jnp.zeros_like(x), jnp.ones_like(x)).to_event(len(bound.event_shape))
+    stock = TransformedDistribution(base, bound, validate_args=False)
+    return {
+        "T(x)": bound(x),
+        "T.inv(y)": bound.inv(y),
+        "called": called,
+        "reused": bound.log_abs_det_jacobian(x, y, intermediates),
+        "log_abs_det": bound.log_abs_det_jacobian(x, y),
+        "inverse log_abs_det": bound.inv.log_abs_det_jacobian(y, x),
+        "stock": stock.log_prob(y),
+        "flow": FlowDistribution(base, bound, validate_args=False).log_prob(y),
+    }
+
+
 def _protocol(transform, x, context, tolerance) -> list[Check]:
     bound = transform if context is None else Conditioned(transform, context)
-    y, log_det = _forward(bound, x, None)
-    called, intermediates = bound.call_with_intermediates(x)
-    inverse = bound.inv
-    shape, out_shape = x.shape, y.shape
-    base = Normal(jnp.zeros_like(x), jnp.ones_like(x)).to_event(len(transform.event_shape))
-    stock = TransformedDistribution(base, bound, validate_args=False)
-    flow = FlowDistribution(base, bound, validate_args=False)
+    y, log_det, *_ = _round_trip(transform, x, context)
+    got = _as_numpyro_does(bound, x, y)
     leaves, structure = jax.tree.flatten(bound)
     copy = jax.tree.unflatten(structure, leaves)
-    is_inside = np.asarray(bound.codomain(y))
+    inside = np.asarray(bound.codomain(y))
+    name = "log_abs_det_jacobian"
     return [
-        _close("T(x)", bound(x), y, tolerance),
-        _close("T.inv(y)", inverse(y), x, tolerance),
-        Check("T.inv.inv is T", inverse.inv is bound, ""),
-        _close("call_with_intermediates", called, y, tolerance),
-        _close(
-            "log_abs_det_jacobian with intermediates",
-            bound.log_abs_det_jacobian(x, y, intermediates),
-            log_det,
-            10 * tolerance,
-        ),
-        _close("log_abs_det_jacobian", bound.log_abs_det_jacobian(x, y), log_det, 10 * tolerance),
-        _close(
-            "log_abs_det_jacobian of the inverse",
-            inverse.log_abs_det_jacobian(y, x),
-            -log_det,
-            10 * tolerance,
-        ),
-        _same("forward_shape", bound.forward_shape(shape), out_shape),
-        _same("inverse_shape", bound.inverse_shape(out_shape), shape),
+        _close("T(x)", got["T(x)"], y, tolerance),
+        _close("T.inv(y)", got["T.inv(y)"], x, tolerance),
+        Check("T.inv.inv = T", bool(bound.inv.inv.eq(bound)), ""),
+        _close("call_with_intermediates", got["called"], y, tolerance),
+        _close(f"{name} with intermediates", got["reused"], log_det, 10 * tolerance),
+        _close(name, got["log_abs_det"], log_det, 10 * tolerance),
+        _close(f"{name} of the inverse", got["inverse log_abs_det"], -log_det, 10 * tolerance),
+        _same("forward_shape", bound.forward_shape(x.shape), y.shape),
+        _same("inverse_shape", bound.inverse_shape(y.shape), x.shape),
         _same("event dim of domain", bound.domain.event_dim, len(transform.event_shape)),
         _same("event dim of codomain", bound.codomain.event_dim, len(transform.out_shape)),
-        Check("y lies in the codomain", bool(is_inside.all()), f"{is_inside.sum()} of {is_inside.size}"),
-        _close(
-            "FlowDistribution.log_prob = NumPyro's",
-            flow.log_prob(y),
-            stock.log_prob(y),
-            10 * tolerance,
-        ),
-        Check(
-            "pytree round trip", bool(bound.eq(copy)) and copy is not bound, f"{len(leaves)} leaves"
-        ),
-        Check("jit(T)", _error(jax.jit(bound)(x), y) <= tolerance, ""),
+        _same("rows of y in the codomain", int(inside.sum()), inside.size),
+        _close("FlowDistribution.log_prob = NumPyro's", got["flow"], got["stock"], 10 * tolerance),
+        Check("pytree round trip", bool(bound.eq(copy)), f"{len(leaves)} leaves"),
     ]
 
 
@@ -329,7 +326,7 @@ def _refusals(transform, x, context, tolerance) -> list[Check]:
             return Check(f"refuses {name}", True, type(error).__name__)
         return Check(f"refuses {name}", False, "accepted")
 
-    y, _ = _forward(transform, x, context)
+    y, *_ = _round_trip(transform, x, context)
     checks = [
         refuses(
             "a wrong event shape",

@@ -85,8 +85,8 @@ class MLP(eqx.Module):
         scales = [(2.0 / max(fan_in, 1)) ** 0.5 for fan_in in fan_ins]
         scales[-1] = 0.0
         self.weights = tuple(
-            scale * jax.random.normal(k, shape)
-            for k, scale, shape in zip(keys, scales, zip(sizes[1:], sizes), strict=False)
+            scale * jax.random.normal(k, (fan_out, fan_in))
+            for k, scale, fan_in, fan_out in zip(keys, scales, sizes, sizes[1:], strict=False)
         )
         self.biases = tuple(jnp.zeros(size) for size in sizes[1:])
         self.context_weight = (

@@ -24,16 +24,18 @@ from .transforms import Chain, Coupling, DiagonalScale, NumPyroTransform, Scan
 
 def _permutations(kind: str, dim: int, depth: int, seed: int) -> list[list[int]]:
     """One permutation after each of ``depth`` layers; together they are the identity."""
-    swap = np.roll(np.arange(dim), dim // 2)
     rng = np.random.default_rng(seed)
+    swap = np.roll(np.arange(dim), dim // 2)
     kinds = {
-        "random": lambda: rng.permutation(dim),
-        "reverse": lambda: np.arange(dim)[::-1],
-        "swap": lambda: swap,
+        # Two layers with the swap between them move every coordinate; chance alone might leave
+        # some out, in two dimensions even for several layers. The pairs are shuffled.
+        "random": lambda layer: rng.permutation(dim) if layer % 2 else swap,
+        "reverse": lambda layer: np.arange(dim)[::-1],
+        "swap": lambda layer: swap,
     }
     if kind not in kinds:
         raise ValueError(f"permutation: expected one of {sorted(kinds)}, got {kind!r}.")
-    permutations = [kinds[kind]() for _ in range(depth - 1)]
+    permutations = [kinds[kind](layer) for layer in range(depth - 1)]
     total = np.arange(dim)
     for permutation in permutations:
         total = total[permutation]
@@ -108,7 +110,8 @@ def nice(
     :param depth: number of coupling layers; each changes half of the coordinates.
     :param hidden: widths of each conditioner's hidden layers.
     :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``.
-    :param permutation: between layers, ``"random"``, ``"reverse"`` or ``"swap"`` (of the halves).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, or ``"random"``:
+        a swap within each pair of layers, a random permutation between the pairs.
     :param rescale: whether the diagonal scaling ends the flow.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for sizes below 1 or unknown names.
@@ -159,7 +162,8 @@ def realnvp(
     :param hidden: widths of each conditioner's hidden layers.
     :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
         ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
-    :param permutation: between layers, ``"random"``, ``"reverse"`` or ``"swap"`` (of the halves).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, or ``"random"``:
+        a swap within each pair of layers, a random permutation between the pairs.
     :param log_scale_bound: the bound c.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for sizes below 1 or unknown names.

@@ -150,7 +150,7 @@ def load(path: str | os.PathLike[str]) -> FlowDistribution | FlowTransform:
         raise ValueError(f"Cannot load {name!r}: {reason}") from error
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: Any) -> Iterator[type]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
@@ -182,7 +182,7 @@ def _fields(value: Any, kind: str) -> dict[str, Any]:
     return dict(zip(names, children, strict=True)) | aux
 
 
-def _build(kind: str, cls: type, fields: dict[str, Any]) -> Any:
+def _build(kind: str, cls: Any, fields: dict[str, Any]) -> Any:
     """Undo :func:`_fields`."""
     value = object.__new__(cls)
     state = dict(fields)

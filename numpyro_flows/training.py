@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
-import tempfile
+import re
+import uuid
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
+from numpyro.distributions import constraints
 from tqdm.auto import tqdm
 
-from .checks import check_context, check_event_shape, check_float, check_key, check_size
-from .distribution import FlowDistribution, combine, partition
-from .transform import FlowTransform
+from .checks import check_context, check_float, check_key, check_size
+from .distribution import FlowDistribution, combine, leaf_names, partition
+from .transform import Conditioned, FlowTransform
 from .transforms import Chain, NumPyroTransform, Standardized
 
 
@@ -34,7 +36,7 @@ class FitResult:
         its steps, shape ``(epochs,)``.
     :ivar val_losses: the same on the validation rows after each epoch; empty without a split.
     :ivar best_epoch: epoch whose parameters are returned, from 1; 0 are the initial ones.
-    :ivar num_skipped: steps skipped because their loss or gradient was not finite.
+    :ivar num_skipped: steps skipped because their loss, gradient or update was not finite.
     """
 
     flow: FlowDistribution
@@ -67,8 +69,8 @@ def fit(
     Minimises :math:`-\sum_i w_i \log p(x_i \mid c_i) / \sum_i w_i` in shuffled minibatches (the
     last partial one included), one jitted scan per epoch. After each epoch the validation rows
     are scored; training stops when ``patience`` epochs brought no improvement, and the best
-    parameters are returned. Steps with a non-finite loss or gradient change nothing and are
-    counted.
+    parameters are returned. Steps with a non-finite loss, gradient or update change nothing and
+    are counted.
 
     Data and context are standardised (mean 0, scale 1 per coordinate, in the unconstrained space
     if the flow has a support) and the standardisation becomes part of the returned flow, exactly.
@@ -80,7 +82,8 @@ def fit(
     :param flow: flow with batch shape ``()``, conditional or not.
     :param x: data of shape ``(n, *event_shape)``, floating, finite, inside the flow's support.
     :param context: shape ``(n, context_dim)`` for a conditional flow.
-    :param weights: non-negative weights of shape ``(n,)``; their scale does not matter.
+    :param weights: non-negative weights of shape ``(n,)``; their scale does not matter, and rows
+        of weight 0 might as well not be there.
     :param optimizer: optax optimiser, used as it is; by default Adam with a cosine decay of
         ``learning_rate`` to 0 over ``max_epochs`` behind clipping to global norm ``clip_norm``.
     :param learning_rate: initial step size, or an optax schedule to follow instead.
@@ -93,12 +96,13 @@ def fit(
         standardisation, with the numbers of the new data (of the old if False).
     :param progress_bar: whether to show one.
     :param checkpoint: file that is rewritten after each epoch. If it is there, training continues
-        from it, with the result the uninterrupted call would have had.
+        from it, with the result the uninterrupted call would have had. Functions cannot be
+        compared: pass the same ``optimizer`` or schedule as before.
     :return: the fitted flow and its losses.
     :raises ValueError: for fewer than 2 rows, wrong shapes, NaN or infinite rows or rows outside
         the support (counted and named), constant columns, or a checkpoint of another call.
     :raises TypeError: for non-floating data, or a key that is not one.
-    :raises FloatingPointError: if no step of an epoch has a finite loss and gradient.
+    :raises FloatingPointError: if no step of an epoch has a finite loss, gradient and update.
 
     >>> import jax, numpyro_flows as nf
     >>> x = 5 + 0.1 * jax.random.normal(jax.random.key(0), (200, 2))
@@ -116,24 +120,32 @@ def fit(
         check_size(name, size)
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}.")
+    if not clip_norm > 0:
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
     x, context, weights = _check_data(flow, x, context, weights)
 
     core, previous, support = _take_apart(flow.transform)
+    if standardize and getattr(core.codomain, "base_constraint", core.codomain) != constraints.real:
+        raise ValueError(
+            f"flow: expected a {type(core).__name__} onto the real numbers, got one onto "
+            f"{core.codomain}, which cannot be standardised. Pass `standardize=False`, or end the "
+            "flow with `nf.NumPyroTransform(biject_to(support), event_shape)`."
+        )
     data, numbers, log_det = _whiten(x, context, weights, previous, support, standardize)
-    n = len(x)
-    num_val = max(1, int(n * val_fraction)) if val_fraction and n >= 10 else 0
+    n = len(log_det)
+    num_val = min(max(1, int(n * val_fraction)), n - 1) if val_fraction and n >= 10 else 0
     if n < 10 and val_fraction:
         warnings.warn(
             f"fit: {n} rows are too few to hold some out; early stopping uses the training loss.",
             stacklevel=2,
         )
     split_key, shuffle_key = jax.random.split(key)
-    order = np.asarray(jax.random.permutation(split_key, n))
-    val, train = (jax.tree.map(lambda a: a[i], data) for i in (order[:num_val], order[num_val:]))
+    val_rows, train_rows = np.split(np.asarray(jax.random.permutation(split_key, n)), [num_val])
+    val, train = ({k: v[rows] for k, v in data.items()} for rows in (val_rows, train_rows))
     # The core is scored in whitened coordinates; these constants give nats in the data's units.
     val_shift, train_shift = (
-        np.average(log_det[i], weights=weights[i]) if len(i) else 0.0
-        for i in (order[:num_val], order[num_val:])
+        np.average(log_det[rows], weights=data["weights"][rows]) if len(rows) else 0.0
+        for rows in (val_rows, train_rows)
     )
     num_train = n - num_val
     if optimizer is None:
@@ -147,18 +159,21 @@ def fit(
 
     params, rest = partition(FlowDistribution(flow.base_dist, core))
     if not jax.tree.leaves(params):
-        raise ValueError("flow: it has no parameters to train (everything in it is fixed).")
+        raise ValueError(
+            "flow: it has no parameters to train (everything in it is fixed). Build one with a "
+            "recipe such as `nf.realnvp`."
+        )
     opt_state = optimizer.init(params)
     score = jax.jit(functools.partial(_score, batch_size=max(batch_size, 1024)))
     run_epoch = jax.jit(functools.partial(_run_epoch, optimizer=optimizer, batch_size=batch_size))
 
     monitored, shift = (val, val_shift) if num_val else (train, train_shift)
-    best, best_loss, best_epoch = params, float(score(params, rest, monitored)) - shift, 0
+    best, best_loss, best_epoch = params, np.nan, 0
     train_losses: list[float] = []
     val_losses: list[float] = []
     num_skipped = 0
 
-    store = None
+    store = restored = None
     if checkpoint is not None:
         settings = [
             batch_size,
@@ -167,17 +182,21 @@ def fit(
             val_fraction,
             standardize,
             clip_norm,
-            str(learning_rate),
+            None if callable(learning_rate) else float(learning_rate),
+            str(jax.tree.structure(core)),
+            # NumPyro orders what is in a distribution anew in each process.
+            sorted(re.findall(r"\w+", str(jax.tree.structure((flow.base_dist, opt_state))))),
         ]
-        if callable(learning_rate):
-            settings.pop()
-        store = _Checkpoint(checkpoint, settings, key, (params, opt_state, rest, data))
+        pieces = (params, opt_state, rest, data, numbers, log_det)
+        store = _Checkpoint(checkpoint, settings, key, pieces)
         restored = store.load((params, opt_state, best))
         if restored is not None:
             (params, opt_state, best), state = restored
             train_losses, val_losses = state["train_losses"], state["val_losses"]
             best_loss, best_epoch = state["best_loss"], state["best_epoch"]
             num_skipped = state["num_skipped"]
+    if restored is None:
+        best_loss = float(score(params, rest, monitored)) - shift
 
     bar = tqdm(total=max_epochs, initial=len(train_losses), disable=not progress_bar, desc="fit")
     with bar:
@@ -189,7 +208,7 @@ def fit(
             num_skipped += int(skipped)
             if int(skipped) == int(steps_taken):
                 raise FloatingPointError(
-                    f"fit: no step of epoch {epoch} had a finite loss and gradient. Lower "
+                    f"fit: no step of epoch {epoch} had a finite loss, gradient and update. Lower "
                     "`learning_rate` or `clip_norm`, or look for extreme values in the data."
                 )
             train_losses.append(float(loss) - train_shift)
@@ -213,7 +232,14 @@ def fit(
                 )
     if num_skipped:
         warnings.warn(
-            f"fit: {num_skipped} steps with a non-finite loss or gradient were skipped.",
+            f"fit: {num_skipped} steps with a non-finite loss, gradient or update were skipped.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if not np.isfinite(best_loss):
+        warnings.warn(
+            "fit: the loss that early stopping looks at was never finite; the last parameters are "
+            "returned.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -245,83 +271,122 @@ def _rows(mask: np.ndarray) -> str:
 def _check_finite(name: str, value: np.ndarray) -> None:
     bad = ~np.isfinite(value.reshape(len(value), -1)).all(axis=1)
     if bad.any():
-        raise ValueError(f"{name}: {_rows(bad)} hold NaN or infinite values; drop or impute them.")
+        raise ValueError(
+            f"{name}: {_rows(bad)} hold NaN or values that are infinite in {value.dtype}; drop or "
+            "impute them."
+        )
+
+
+def _in_precision(value: np.ndarray) -> np.ndarray:
+    """As the flow will see it: in float32, unless JAX is in 64-bit mode."""
+    with np.errstate(over="ignore"):
+        return value.astype(jnp.result_type(float))
 
 
 def _check_data(
     flow: FlowDistribution, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """The arguments as arrays, the weights of mean 1 where they are not 0."""
     if not isinstance(flow, FlowDistribution):
         raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
-    if flow.batch_shape:
+    if flow.batch_shape or isinstance(flow.transform, Conditioned):
         raise ValueError(
-            f"flow: expected batch shape (), got {flow.batch_shape}. Pass the conditional flow "
-            "itself and `context=`, not `flow.condition(context)`."
+            f"flow: expected batch shape () and no bound context, got {flow}. Pass the conditional "
+            "flow itself and `context=`, not `flow.condition(context)`."
         )
     x = np.asarray(x)
-    check_float("x", x[:0])
-    check_event_shape("x", x.shape, flow.event_shape)
-    if x.ndim != 1 + flow.event_dim:
-        raise ValueError(
-            f"x: expected shape (n, {', '.join(map(str, flow.event_shape))}), got {x.shape}."
-        )
+    check_float("x", np.empty(0, x.dtype))
+    if x.ndim == 0 or x.shape[1:] != flow.event_shape:
+        shape = str(("n", *flow.event_shape)).replace("'", "")
+        hint = " Scalar data needs a last axis: x[:, None]." if flow.event_shape == (1,) else ""
+        raise ValueError(f"x: expected shape {shape}, one draw per row, got {x.shape}.{hint}")
     n = len(x)
     if n < 2:
         raise ValueError(f"x: expected at least 2 rows, got {n}.")
-    _check_finite("x", x)
-    # Out-of-support values of a constraint are a property of single rows.
-    inside = np.asarray(flow.support(jnp.asarray(x)))
-    if not inside.all():
+    _check_finite("x", _in_precision(x))
+    if flow.context_dim and context is None:
         raise ValueError(
-            f"x: {_rows(~inside)} lie outside the flow's support {flow.support}; drop them or "
-            "build the flow with another `support=`."
+            "context: expected one, as this flow is conditional; pass `context=` of shape "
+            f"({n}, {flow.context_dim})."
         )
-    if context is not None or flow.context_dim:
-        check_context(
-            "This flow", None if context is None else np.asarray(context)[:1], flow.context_dim
-        )
+    if context is not None and not flow.context_dim:
+        check_context("This flow", context, 0)
+    if context is not None:
         context = np.asarray(context)
+        check_float("context", np.empty(0, context.dtype))
         if context.shape != (n, flow.context_dim):
+            hint = " A scalar covariate needs a last axis: context[:, None]."
             raise ValueError(
                 f"context: expected shape ({n}, {flow.context_dim}), one row per row of x, "
-                f"got {context.shape}."
+                f"got {context.shape}.{hint if context.ndim == 1 else ''}"
             )
-        _check_finite("context", context)
-    weights = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
-    if weights.shape != (n,):
-        raise ValueError(f"weights: expected shape ({n},), got {weights.shape}.")
-    _check_finite("weights", weights)
-    if (weights < 0).any() or not weights.sum() > 0:
-        raise ValueError("weights: expected non-negative numbers with a positive sum.")
-    return x, context, weights / weights.mean()
+        _check_finite("context", _in_precision(context))
+    mass = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
+    if mass.shape != (n,):
+        raise ValueError(
+            f"weights: expected shape ({n},), one number per row of x, got {mass.shape}."
+        )
+    _check_finite("weights", mass)
+    if (mass < 0).any():
+        raise ValueError(
+            f"weights: expected non-negative numbers, got {_rows(mass < 0)} below 0; "
+            "0 leaves a row out."
+        )
+    mass = _in_precision(mass / max(mass.max(), np.finfo(float).tiny))
+    positive = mass[mass > 0]
+    if len(positive) < 2:
+        raise ValueError(f"weights: expected at least 2 positive ones, got {len(positive)}.")
+    # Out-of-support values of a constraint are a property of single rows.
+    outside = ~np.asarray(flow.support(jnp.asarray(x)))
+    if outside.any():
+        raise ValueError(
+            f"x: {_rows(outside)} lie outside the flow's support {flow.support}; drop them or "
+            "build the flow with another `support=`."
+        )
+    return x, context, mass / positive.mean(dtype=float)
 
 
 def _take_apart(
     transform: FlowTransform,
 ) -> tuple[FlowTransform, Standardized | None, list[NumPyroTransform]]:
     """Split into what trains, the standardisation if there is one, and the support."""
-    parts = list(transform.parts) if isinstance(transform, Chain) else [transform]
+    parts = [transform]
     support: list[NumPyroTransform] = []
-    while parts and isinstance(parts[-1], NumPyroTransform):
-        support.insert(0, parts.pop())
+    while parts and isinstance(last := parts[-1], Chain | NumPyroTransform):
+        if isinstance(last, Chain):
+            parts[-1:] = last.parts
+        else:
+            support.insert(0, last)
+            parts.pop()
     if not parts:
-        raise ValueError("flow: it has no parameters to train (it is only a support).")
+        raise ValueError(
+            "flow: it has no parameters to train (it is only a support). Build one with a recipe "
+            "such as `nf.realnvp`."
+        )
     if len(parts) == 1 and isinstance(parts[0], Standardized):
         return parts[0].transform, parts[0], support
     return (parts[0] if len(parts) == 1 else Chain(parts)), None, support
 
 
 def _moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, as the flow will hold them."""
+    value = value.astype(float)
     loc = np.average(value, axis=0, weights=weights)
     scale = np.sqrt(np.average((value - loc) ** 2, axis=0, weights=weights))
-    # Rounding leaves a constant column a spread of about one unit in the last place.
-    constant = (
-        scale <= 1e-6 * np.abs(loc) if value.dtype == np.float32 else scale <= 1e-14 * np.abs(loc)
-    )
-    if (constant | (scale == 0)).any():
+    loc, scale = _in_precision(loc), _in_precision(scale)
+    info = np.finfo(scale.dtype)
+    # A spread of a few units in the last place is rounding, here or in the flow.
+    ulps = 16 * float(info.eps) * np.abs(value).max(axis=0)
+    constant = (np.ptp(value, axis=0) <= ulps) | (scale < info.tiny)
+    if constant.any():
+        columns = [int(i[0]) if len(i) == 1 else tuple(i.tolist()) for i in np.argwhere(constant)]
+        reason = {
+            "x": "so the density is not bounded there; drop it or add noise",
+            "context": "so nothing can be learned from it; drop it",
+        }
         raise ValueError(
-            f"{name}: column {np.argwhere(constant | (scale == 0)).squeeze(-1).tolist()} is constant, "
-            "so the density is not bounded there; drop it or add noise."
+            f"{name}: column {', '.join(map(str, columns))} is constant to the precision of "
+            f"{scale.dtype}, {reason[name]}."
         )
     return loc, scale
 
@@ -334,35 +399,40 @@ def _whiten(
     support: list[NumPyroTransform],
     standardize: bool,
 ) -> tuple[dict[str, Array], tuple[Any, ...] | None, np.ndarray]:
-    """Data as the core sees it, the standardisation's numbers, and log|det| of each row."""
+    """Rows as the core sees them, the standardisation's numbers, and log|det| of each row."""
+    dtype = jnp.result_type(float)
     log_det = np.zeros(len(x))
     if support:
         inverse = Chain(support).inv
-        value, log_dets = inverse.forward_and_log_det(jnp.asarray(x))
+        value, log_dets = inverse.forward_and_log_det(jnp.asarray(x, dtype))
         x, log_det = np.asarray(value), np.asarray(log_dets, dtype=float)
         bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1) | ~np.isfinite(log_det)
+        if isinstance(support[-1].codomain, type(constraints.simplex)):
+            # NumPyro clips a last share of 0 to the smallest number, far from any other row.
+            bad |= (np.abs(x) > -0.9 * np.log(np.finfo(dtype).tiny)).any(axis=-1)
         if bad.any():
             raise ValueError(
                 f"x: {_rows(bad)} lie on the boundary of the support, where the density is not "
                 "finite; move them inside or drop them."
             )
+    # Rows of weight 0 go: no split or batch is then of weight 0, and their density is no matter.
+    keep = weights > 0
+    x, weights, log_det = x[keep], weights[keep], log_det[keep]
+    context = None if context is None else context[keep]
     numbers: tuple[Any, ...] | None = None
     if standardize:
         context_numbers = () if context is None else _moments("context", context, weights)
-        numbers = (*_moments("x", x.astype(float, copy=False), weights), *context_numbers)
+        numbers = (*_moments("x", x, weights), *context_numbers)
     elif previous is not None:
         fixed = (previous.loc, previous.scale, previous.context_loc, previous.context_scale)
         numbers = tuple(np.asarray(number.value) for number in fixed)
     if numbers is not None:
-        x = (x - numbers[0]) / numbers[1]
-        log_det = log_det - np.log(numbers[1]).sum()
+        x = (x.astype(float) - numbers[0]) / numbers[1]
+        log_det = log_det - np.log(numbers[1].astype(float)).sum()
         if context is not None:
-            context = (context - numbers[2]) / numbers[3]
-    dtype = jnp.result_type(float)
+            context = (context.astype(float) - numbers[2]) / numbers[3]
     arrays = {"x": x, "weights": weights} | ({} if context is None else {"context": context})
     data = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
-    if numbers is not None:
-        numbers = tuple(jnp.asarray(number, dtype) for number in numbers)
     return data, numbers, log_det
 
 
@@ -379,7 +449,8 @@ def _batches(order: Array, batch_size: int) -> tuple[Array, Array]:
     n = len(order)
     num = -(-n // batch_size)
     is_row = jnp.arange(num * batch_size) < n
-    order = jnp.pad(order, (0, num * batch_size - n))
+    # Padding repeats a row of its own batch: no other one can spoil the gradient.
+    order = jnp.pad(order, (0, num * batch_size - n), mode="edge")
     return order.reshape(num, batch_size), is_row.reshape(num, batch_size)
 
 
@@ -419,7 +490,7 @@ def _run_epoch(
         loss, grads = jax.value_and_grad(mean_loss)(params)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         new_params = optax.apply_updates(params, updates)
-        ok = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+        ok = jnp.isfinite(jnp.stack([loss, optax.tree.norm(grads), optax.tree.norm(updates)])).all()
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old),
             (new_params, new_opt_state),
@@ -437,26 +508,50 @@ def _run_epoch(
     return params, opt_state, total / weight, skipped, jnp.asarray(len(batches[0]))
 
 
+def _to_numpy(leaf: Any) -> np.ndarray:
+    is_key = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _to_jax(array: np.ndarray, like: Any) -> Array:
+    """Undo :func:`_to_numpy`, given an array of the same kind."""
+    if jnp.issubdtype(jnp.result_type(like), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+    # NumPy writes what it does not know, such as bfloat16, as raw bytes.
+    return jnp.asarray(array.view(jnp.result_type(like)))
+
+
 class _Checkpoint:
     """A file with the state of one call of :func:`fit`, recognised by a fingerprint of the call."""
 
     def __init__(self, path: str | os.PathLike, settings: list[Any], key: Array, pieces: Any):
-        self.path = Path(path)
-        digest = hashlib.sha256(repr(settings).encode())
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            key = jax.random.key_data(key)
-        for leaf in [key, *jax.tree.leaves(pieces)]:
-            digest.update(f"{jnp.shape(leaf)} {jnp.result_type(leaf)}".encode())
-            digest.update(np.asarray(leaf).tobytes())
+        self.path = Path(path).resolve()
+        if not self.path.parent.is_dir():
+            raise ValueError(f"checkpoint: there is no folder {self.path.parent}; create it first.")
+        # Functions and objects show their address, which differs between processes.
+        digest = hashlib.sha256(re.sub(r"0x\w+", "", repr(settings)).encode())
+        # By name: the leaves of a NumPyro distribution come in any order.
+        leaves = sorted(
+            zip(leaf_names(pieces), jax.tree.leaves(pieces), strict=True),
+            key=operator.itemgetter(0),
+        )
+        for name, leaf in [("key", key), *leaves]:
+            array = _to_numpy(leaf)
+            digest.update(f"{name} {array.shape} {array.dtype}".encode())
+            digest.update(array.tobytes())
         self.fingerprint = digest.hexdigest()
 
     def save(self, trees: Any, state: dict[str, Any]) -> None:
-        leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(trees))}
-        meta = json.dumps({"fingerprint": self.fingerprint, **state})
+        arrays = {f"leaf{i}": _to_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(trees))}
+        arrays["meta"] = np.array(json.dumps({"fingerprint": self.fingerprint, **state}))
         # Whoever is killed while writing leaves the previous file whole.
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, delete=False) as file:
-            np.savez(file, allow_pickle=False, meta=np.array(meta), **leaves)
-        os.replace(file.name, self.path)
+        temporary = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def load(self, trees: Any) -> tuple[Any, dict[str, Any]] | None:
         if not self.path.exists():
@@ -467,11 +562,14 @@ class _Checkpoint:
                 state = json.loads(str(file["meta"]))
                 matches = state.pop("fingerprint") == self.fingerprint
                 arrays = [file[f"leaf{i}"] for i in range(len(leaves))] if matches else []
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"checkpoint: {self.path} is not a checkpoint of `nf.fit`.") from error
+        except Exception as error:  # A damaged or foreign file can fail anywhere, in any way.
+            raise ValueError(
+                f"checkpoint: expected a whole file written by `nf.fit`, got {self.path}, which is "
+                "damaged or foreign. Delete it, or choose another path."
+            ) from error
         if not matches:
             raise ValueError(
                 f"checkpoint: {self.path} belongs to a call with other data, settings, key or "
                 "flow. Delete it, or repeat the call that wrote it."
             )
-        return jax.tree.unflatten(structure, map(jnp.asarray, arrays)), state
+        return jax.tree.unflatten(structure, map(_to_jax, arrays, leaves)), state

@@ -158,7 +158,8 @@ class FlowTransform(_Contract, eqx.Module, Transform):
     def eq(self, other: object, static: bool = False) -> ArrayLike:
         if type(self) is not type(other):
             return False
-        if jax.tree.structure(self) != jax.tree.structure(other):
+        structures: list[Any] = [jax.tree.structure(tree) for tree in (self, other)]
+        if structures[0] != structures[1]:
             return False
         equal: Any = True
         for a, b in zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True):

@@ -125,8 +125,8 @@ class AutoFlow(AutoContinuous):
         names = {f"{self.prefix}_{part}" for part in ("flow$params", "loc", "scale")}
         if params is not None and not names <= params.keys():
             raise ValueError(
-                f"params: expected the trained parameters {sorted(names)}, got "
-                f"{sorted(params)}. Take them from `svi.get_params(state)` or `svi.run(...).params`."
+                f"params: expected the trained parameters {sorted(names)}, got {sorted(params)}. "
+                "Take them from `svi.get_params(state)` or `svi.run(...).params`."
             )
 
     def get_base_dist(self) -> Distribution:

@@ -12,7 +12,9 @@ from numpyro.distributions import Distribution, ExpandedDistribution, Independen
 
 from ..distribution import FlowDistribution, combine, leaf_names, partition
 
-Prior: TypeAlias = Distribution | Mapping[str, Distribution] | Callable[[str, tuple[int, ...]], Distribution]
+Prior: TypeAlias = (
+    Distribution | Mapping[str, Distribution] | Callable[[str, tuple[int, ...]], Distribution]
+)
 
 
 def _check_flow(flow: object) -> FlowDistribution:

@@ -90,7 +90,7 @@ class Chain(FlowTransform):
 
 
 class Scan(FlowTransform):
-    r"""Layers of one structure, each followed by a permutation: :math:`y = P_n T_n \dots P_1 T_1(x)`.
+    r"""Equal layers, each followed by a permutation: :math:`y = P_n T_n \dots P_1 T_1(x)`.
 
     The layers are one transform whose leaves carry a leading layer axis, and run under
     ``jax.lax.scan``: compile time and program size do not grow with their number. Permutations

@@ -85,6 +85,14 @@ class NumPyroTransform(FlowTransform):
         return x, -self._sum(transform, transform.log_abs_det_jacobian(x, y))
 
 
+def _numbers(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Fixed:
+    array = jnp.asarray(value, jnp.result_type(float, value))
+    try:
+        return Fixed(jnp.broadcast_to(array, shape))
+    except ValueError as error:
+        raise ValueError(f"{name}: expected shape {shape}, got {jnp.shape(value)}.") from error
+
+
 class Standardized(FlowTransform):
     r"""A transform in standardised coordinates: :math:`y = m + s \, T(x; (c - m_c) / s_c)`.
 
@@ -93,10 +101,16 @@ class Standardized(FlowTransform):
     those of the original units. ``nf.fit`` puts it in and, on a fitted flow, replaces its numbers.
 
     :param transform: the transform T, onto an unconstrained space.
-    :param loc: m, of shape ``transform.out_shape``.
-    :param scale: s, of the same shape, positive.
-    :param context_loc: m_c, of shape ``(context_dim,)``; None leaves the context as it is.
-    :param context_scale: s_c, of the same shape, positive.
+    :param loc: m, broadcast to ``transform.out_shape``.
+    :param scale: s, positive, broadcast to the same shape.
+    :param context_loc: m_c, broadcast to ``(context_dim,)``; 0 by default.
+    :param context_scale: s_c, positive, broadcast to the same shape; 1 by default.
+    :raises ValueError: for numbers of a shape that does not broadcast.
+
+    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
+    >>> core = nf.realnvp(jax.random.key(0), 2).transform
+    >>> Standardized(core, 5.0, jnp.array([1.0, 2.0]))(jnp.ones(2))
+    Array([6., 7.], dtype=float32)
     """
 
     transform: FlowTransform
@@ -114,10 +128,15 @@ class Standardized(FlowTransform):
         context_scale: ArrayLike | None = None,
     ):
         self.transform = transform
-        self.loc, self.scale = Fixed(jnp.asarray(loc)), Fixed(jnp.asarray(scale))
-        width = transform.context_dim
-        self.context_loc = Fixed(jnp.zeros(width) if context_loc is None else context_loc)
-        self.context_scale = Fixed(jnp.ones(width) if context_scale is None else context_scale)
+        shape, width = transform.out_shape, (transform.context_dim,)
+        self.loc = _numbers("loc", loc, shape)
+        self.scale = _numbers("scale", scale, shape)
+        self.context_loc = _numbers(
+            "context_loc", 0.0 if context_loc is None else context_loc, width
+        )
+        self.context_scale = _numbers(
+            "context_scale", 1.0 if context_scale is None else context_scale, width
+        )
 
     @property
     def event_shape(self) -> tuple[int, ...]:

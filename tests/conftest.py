@@ -1,0 +1,30 @@
+"""Shared fixtures and helpers."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """The test runs in both precisions; float64 mode is on for the second."""
+    with _x64(request.param == "float64"):
+        yield jnp.dtype(request.param)
+
+
+@pytest.fixture
+def x64():
+    with _x64(True):
+        yield
+
+
+class _x64:
+    def __init__(self, value: bool):
+        self.value = value
+
+    def __enter__(self):
+        self.before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", self.value)
+
+    def __exit__(self, *_):
+        jax.config.update("jax_enable_x64", self.before)
