@@ -76,6 +76,8 @@ class FlowDistribution(TransformedDistribution):
         self.base_dist = base_dist.expand(batch_shape)
         self.transforms = [transform]
         Distribution.__init__(self, batch_shape, transform.out_shape, validate_args=validate_args)
+        # NumPyro keeps only what an instance holds when it rebuilds one from its leaves.
+        self._validate_args = self._validate_args
 
     @property
     def transform(self) -> FlowTransform:

@@ -144,7 +144,7 @@ def fit(
     val, train = ({k: v[rows] for k, v in data.items()} for rows in (val_rows, train_rows))
     # The core is scored in whitened coordinates; these constants give nats in the data's units.
     val_shift, train_shift = (
-        np.average(log_det[rows], weights=data["weights"][rows]) if len(rows) else 0.0
+        np.average(log_det[rows], weights=np.asarray(data["weights"])[rows]) if len(rows) else 0.0
         for rows in (val_rows, train_rows)
     )
     num_train = n - num_val

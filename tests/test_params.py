@@ -235,5 +235,8 @@ def test_bad_input():
     with pytest.raises(TypeError, match="expected a FlowDistribution, got Scan"):
         nf.random_flow_module("flow", flow(nf.realnvp, 2).transform, dist.Normal(0, 1))
     conditional = flow(nf.realnvp, 2, context_dim=1)
-    with pytest.raises(ValueError, match=r"call flow.condition\(context\)"), handlers.seed(rng_seed=0):
+    with (
+        pytest.raises(ValueError, match=r"call flow.condition\(context\)"),
+        handlers.seed(rng_seed=0),
+    ):
         numpyro.sample("x", conditional)
