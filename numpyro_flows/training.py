@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from tqdm.auto import tqdm
 
-from .checks import check_context, check_float, check_key, check_size
+from .checks import check_context, check_key, check_size
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .transform import Conditioned, FlowTransform
 from .transforms import Chain, NumPyroTransform, Standardized
@@ -139,23 +139,24 @@ def fit(
             f"fit: {n} rows are too few to hold some out; early stopping uses the training loss.",
             stacklevel=2,
         )
-    split_key, shuffle_key = jax.random.split(key)
-    val_rows, train_rows = np.split(np.asarray(jax.random.permutation(split_key, n)), [num_val])
-    val, train = ({k: v[rows] for k, v in data.items()} for rows in (val_rows, train_rows))
+    # NumPy shuffles, 30 times faster than XLA's sort on a CPU, and with nothing to compile.
+    seed = _to_numpy(key).tolist()
+    val_rows, train_rows = np.split(np.random.default_rng([*seed, 0]).permutation(n), [num_val])
+    val, train = (
+        {name: jnp.asarray(array[rows]) for name, array in data.items()}
+        for rows in (val_rows, train_rows)
+    )
     # The core is scored in whitened coordinates; these constants give nats in the data's units.
     val_shift, train_shift = (
-        np.average(log_det[rows], weights=np.asarray(data["weights"])[rows]) if len(rows) else 0.0
+        np.average(log_det[rows], weights=data["weights"][rows]) if len(rows) else 0.0
         for rows in (val_rows, train_rows)
     )
     num_train = n - num_val
-    if optimizer is None:
+    if optimizer is None and callable(learning_rate):
+        optimizer = _adam(learning_rate, clip_norm)
+    elif optimizer is None:
         steps = max_epochs * -(-num_train // batch_size)
-        schedule = (
-            learning_rate
-            if callable(learning_rate)
-            else optax.cosine_decay_schedule(learning_rate, steps)
-        )
-        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(schedule))
+        optimizer = _decaying_adam(float(learning_rate), steps, clip_norm)
 
     params, rest = partition(FlowDistribution(flow.base_dist, core))
     if not jax.tree.leaves(params):
@@ -164,9 +165,8 @@ def fit(
             "recipe such as `nf.realnvp`."
         )
     opt_state = optimizer.init(params)
-    score = jax.jit(functools.partial(_score, batch_size=max(batch_size, 1024)))
-    run_epoch = jax.jit(functools.partial(_run_epoch, optimizer=optimizer, batch_size=batch_size))
-
+    score = functools.partial(_score, batch_size=max(batch_size, 1024))
+    run_epoch = functools.partial(_run_epoch, optimizer=optimizer, batch_size=batch_size)
     monitored, shift = (val, val_shift) if num_val else (train, train_shift)
     best, best_loss, best_epoch = params, np.nan, 0
     train_losses: list[float] = []
@@ -201,9 +201,9 @@ def fit(
     bar = tqdm(total=max_epochs, initial=len(train_losses), disable=not progress_bar, desc="fit")
     with bar:
         while (epoch := len(train_losses) + 1) <= max_epochs and epoch - 1 - best_epoch < patience:
-            epoch_key = jax.random.fold_in(shuffle_key, epoch)
+            order = np.random.default_rng([*seed, epoch]).permutation(num_train)
             params, opt_state, loss, skipped, steps_taken = run_epoch(
-                params, rest, opt_state, train, epoch_key
+                params, rest, opt_state, train, order
             )
             num_skipped += int(skipped)
             if int(skipped) == int(steps_taken):
@@ -257,6 +257,16 @@ def fit(
     )
 
 
+def _adam(schedule: optax.Schedule, clip_norm: float) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(schedule))
+
+
+@functools.lru_cache
+def _decaying_adam(rate: float, steps: int, clip_norm: float) -> optax.GradientTransformation:
+    # `jit` tells optimisers apart by identity: fits of one kind share one, and compile once.
+    return _adam(optax.cosine_decay_schedule(rate, steps), clip_norm)
+
+
 def _rows(mask: np.ndarray) -> str:
     """Which rows: '2 of 100 rows (4, 17)'."""
     rows = np.flatnonzero(mask)
@@ -266,6 +276,16 @@ def _rows(mask: np.ndarray) -> str:
         if len(rows) == 1
         else (f"{len(rows)} of {len(mask)} rows (rows {listed})")
     )
+
+
+def _as_float(name: str, value: ArrayLike) -> np.ndarray:
+    array = np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: expected floating-point numbers, got dtype {array.dtype}. Convert with "
+            "`.astype(float)`; discrete data has no density under a flow."
+        )
+    return array
 
 
 def _check_finite(name: str, value: np.ndarray) -> None:
@@ -294,8 +314,7 @@ def _check_data(
             f"flow: expected batch shape () and no bound context, got {flow}. Pass the conditional "
             "flow itself and `context=`, not `flow.condition(context)`."
         )
-    x = np.asarray(x)
-    check_float("x", np.empty(0, x.dtype))
+    x = _as_float("x", x)
     if x.ndim == 0 or x.shape[1:] != flow.event_shape:
         shape = str(("n", *flow.event_shape)).replace("'", "")
         hint = " Scalar data needs a last axis: x[:, None]." if flow.event_shape == (1,) else ""
@@ -312,8 +331,7 @@ def _check_data(
     if context is not None and not flow.context_dim:
         check_context("This flow", context, 0)
     if context is not None:
-        context = np.asarray(context)
-        check_float("context", np.empty(0, context.dtype))
+        context = _as_float("context", context)
         if context.shape != (n, flow.context_dim):
             hint = " A scalar covariate needs a last axis: context[:, None]."
             raise ValueError(
@@ -398,7 +416,7 @@ def _whiten(
     previous: Standardized | None,
     support: list[NumPyroTransform],
     standardize: bool,
-) -> tuple[dict[str, Array], tuple[Any, ...] | None, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], tuple[Any, ...] | None, np.ndarray]:
     """Rows as the core sees them, the standardisation's numbers, and log|det| of each row."""
     dtype = jnp.result_type(float)
     log_det = np.zeros(len(x))
@@ -432,8 +450,7 @@ def _whiten(
         if context is not None:
             context = (context.astype(float) - numbers[2]) / numbers[3]
     arrays = {"x": x, "weights": weights} | ({} if context is None else {"context": context})
-    data = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
-    return data, numbers, log_det
+    return {name: array.astype(dtype) for name, array in arrays.items()}, numbers, log_det
 
 
 def _losses(params: Any, rest: Any, batch: dict[str, Array]) -> Array:
@@ -454,6 +471,7 @@ def _batches(order: Array, batch_size: int) -> tuple[Array, Array]:
     return order.reshape(num, batch_size), is_row.reshape(num, batch_size)
 
 
+@functools.partial(jax.jit, static_argnames="batch_size")
 def _score(params: Any, rest: Any, data: dict[str, Array], *, batch_size: int) -> Array:
     """Mean weighted negative log-likelihood."""
 
@@ -467,17 +485,18 @@ def _score(params: Any, rest: Any, data: dict[str, Array], *, batch_size: int) -
     return total / data["weights"].sum()
 
 
+@functools.partial(jax.jit, static_argnames=("optimizer", "batch_size"))
 def _run_epoch(
     params: Any,
     rest: Any,
     opt_state: Any,
     data: dict[str, Array],
-    key: Array,
+    order: Array,
     *,
     optimizer,
     batch_size: int,
 ) -> tuple[Any, Any, Array, Array, Array]:
-    """One pass over the shuffled data: parameters, state, mean loss, skipped and all steps."""
+    """One pass over the data in this order: parameters, state, mean loss, skipped and all steps."""
 
     def step(carry, batch):
         params, opt_state, total, weight, skipped = carry
@@ -500,8 +519,7 @@ def _run_epoch(
         weight = weight + jnp.where(ok, jnp.where(is_row, rows["weights"], 0.0).sum(), 0.0)
         return (params, opt_state, total, weight, skipped + ~ok), None
 
-    n = len(data["x"])
-    batches = _batches(jax.random.permutation(key, n), min(batch_size, n))
+    batches = _batches(order, min(batch_size, len(order)))
     zero = jnp.zeros(())
     start = (params, opt_state, zero, zero, jnp.zeros((), int))
     (params, opt_state, total, weight, skipped), _ = jax.lax.scan(step, start, batches)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro
 from jax import Array
@@ -55,7 +56,8 @@ class NeuTraReparam(Reparam):
     :param guide: any ``AutoContinuous`` guide, set up; NumPyro's own too.
     :param params: its trained parameters; those of the model itself are used as well.
     :raises TypeError: if ``guide`` is not ``AutoContinuous``.
-    :raises ValueError: if the guide was not set up or has no transform that stands alone.
+    :raises ValueError: if the guide was not set up or has no transform that stands alone, or if a
+        parameter is not finite.
 
     Source: Hoffman et al. (2019), arXiv:1903.03704.
 
@@ -78,6 +80,12 @@ class NeuTraReparam(Reparam):
                 "NeuTraReparam: this guide was never set up. Train it first, for example with "
                 "`svi.run(key, num_steps, *args)`."
             )
+        for name, value in params.items():
+            if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(value)):
+                raise ValueError(
+                    f"NeuTraReparam: parameter {name!r} is not finite, so training diverged. "
+                    "Train again with `svi.run(..., stable_update=True)` or a lower step size."
+                )
         self.guide = guide
         self.params = params
         try:

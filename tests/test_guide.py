@@ -1,0 +1,309 @@
+"""AutoFlow and the path-gradient ELBO."""
+
+import pickle
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro import handlers
+from numpyro.infer import (
+    SVI,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    init_to_median,
+    init_to_value,
+)
+from numpyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal
+from numpyro.infer.util import potential_energy
+
+import numpyro_flows as nf
+
+SMALL = partial(nf.realnvp, depth=4, hidden=(8,))
+Y = jnp.array([1.2, -0.3, 0.7])
+
+
+def model(y=Y):
+    """A positive site, a plated one, a deterministic one and a trained parameter."""
+    scale = numpyro.sample("scale", dist.Gamma(4.0, 4.0))
+    loc = numpyro.param("loc", 0.0)
+    with numpyro.plate("rows", 3):
+        x = numpyro.sample("x", dist.Normal(loc, scale))
+        numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
+    numpyro.deterministic("total", x.sum())
+
+
+def regression(y):
+    beta = numpyro.sample("beta", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    numpyro.sample("y", dist.Normal(beta[0] + 0.9 * beta[1], 0.5), obs=y)
+
+
+def train(model, guide, *args, steps=100, elbo=None, learning_rate=1e-2, **kwargs):
+    svi = SVI(model, guide, optax.adam(learning_rate), elbo or Trace_ELBO(num_particles=8))
+    return svi.run(jax.random.key(0), steps, *args, progress_bar=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    guide = nf.AutoFlow(model, SMALL)
+    return guide, train(model, guide, steps=200).params
+
+
+def test_starts_where_the_diagonal_normal_starts():
+    """init_loc_fn and init_scale are honoured, unlike by AutoIAFNormal."""
+
+    def far(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 100).expand((2,)).to_event(1))
+        numpyro.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
+
+    y = jnp.array([100.0, -70.0])
+    init = init_to_value(values={"mu": y})
+    losses = {}
+    for name, make in {
+        "diagonal": partial(AutoDiagonalNormal, init_loc_fn=init, init_scale=0.2),
+        "iaf": partial(AutoIAFNormal, init_loc_fn=init),
+        "flow": partial(nf.AutoFlow, flow=SMALL, init_loc_fn=init, init_scale=0.2),
+    }.items():
+        svi = SVI(far, make(far), optax.adam(1e-3), Trace_ELBO(num_particles=2000))
+        state = svi.init(jax.random.key(0), y)
+        losses[name] = float(svi.evaluate(state, y))
+    assert abs(losses["flow"] - losses["diagonal"]) < 0.2
+    assert losses["iaf"] > 1000
+
+    guide = nf.AutoFlow(far, SMALL, init_loc_fn=init, init_scale=0.2)
+    svi = SVI(far, guide, optax.adam(1e-3), Trace_ELBO())
+    params = svi.get_params(svi.init(jax.random.key(0), y))
+    draws = guide.get_posterior(params).sample(jax.random.key(1), (20_000,))
+    np.testing.assert_allclose(draws.mean(0), y, atol=0.01)
+    np.testing.assert_allclose(draws.std(0), 0.2, rtol=0.03)
+
+
+def test_finds_a_conjugate_posterior():
+    precision = np.eye(2) + 4 * np.array([[1.0, 0.9], [0.9, 0.81]])
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ (4 * 1.5 * np.array([1.0, 0.9]))
+    guide = nf.AutoFlow(regression, SMALL)
+    result = train(
+        regression,
+        guide,
+        1.5,
+        steps=1500,
+        elbo=nf.STL_ELBO(num_particles=16),
+        learning_rate=optax.cosine_decay_schedule(1e-2, 1500),
+    )
+    draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(50_000,))["beta"]
+    np.testing.assert_allclose(draws.mean(0), mean, atol=0.03)
+    np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.03)
+    log_weights = nf.importance_log_weights(jax.random.key(2), guide, result.params, 1.5)
+    evidence = dist.Normal(0.0, (0.25 + 1 + 0.81) ** 0.5).log_prob(1.5)
+    assert abs(float(jax.nn.logsumexp(log_weights)) - np.log(len(log_weights)) - evidence) < 0.01
+    assert nf.diagnostics.importance_ess(log_weights) > 0.95
+    quantiles = guide.quantiles(result.params, [0.1, 0.5, 0.9])["beta"]
+    exact = dist.Normal(mean, np.sqrt(np.diag(covariance))).icdf(
+        jnp.array([0.1, 0.5, 0.9])[:, None]
+    )
+    np.testing.assert_allclose(quantiles, exact, atol=0.05)
+    np.testing.assert_allclose(guide.median(result.params)["beta"], exact[1], atol=0.05)
+
+
+def test_shapes_and_sites(trained):
+    guide, params = trained
+    draws = guide.sample_posterior(jax.random.key(0), params, sample_shape=(5, 2))
+    shapes = {name: value.shape for name, value in draws.items() if name != "y"}
+    assert shapes == {"scale": (5, 2), "x": (5, 2, 3), "total": (5, 2)}
+    assert (draws["scale"] > 0).all()
+    np.testing.assert_allclose(draws["total"], draws["x"].sum(-1), rtol=1e-4, atol=1e-5)
+    assert guide.sample_posterior(jax.random.key(0), params)["x"].shape == (3,)
+    assert guide.median(params)["x"].shape == (3,)
+    assert guide.quantiles(params, [0.1, 0.9])["x"].shape == (2, 3)
+    assert guide.get_base_dist().event_shape == (4,)
+    assert params["loc"] != 0
+    draws = Predictive(model, guide=guide, params=params, num_samples=4)(jax.random.key(0), None)
+    assert draws["y"].shape == (4, 3)
+    assert Predictive(guide, params=params, num_samples=4)(jax.random.key(0))["x"].shape == (4, 3)
+
+
+def test_posterior_density_at_any_point(trained):
+    guide, params = trained
+    posterior = guide.get_posterior(params)
+    anywhere = 3 * jax.random.normal(jax.random.key(0), (50, 4))
+    stock = dist.TransformedDistribution(guide.get_base_dist(), guide.get_transform(params))
+    np.testing.assert_allclose(posterior.log_prob(anywhere), stock.log_prob(anywhere), rtol=1e-3)
+    text = jax.jit(posterior.log_prob).lower(anywhere).compile().as_text()
+    assert sum(" while(" in line for line in text.splitlines()) == 1
+
+
+def test_importance_weights_are_density_ratios(trained):
+    guide, params = trained
+    log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, num_samples=7)
+    z = guide.get_posterior(params).sample(jax.random.key(0), (7,))
+    substituted = handlers.substitute(model, {"loc": params["loc"]})
+    log_joint = jax.vmap(lambda z: -potential_energy(substituted, (), {}, guide._unpack_latent(z)))(
+        z
+    )
+    expected = log_joint - guide.get_posterior(params).log_prob(z)
+    np.testing.assert_allclose(log_weights, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        Trace_ELBO(),
+        Trace_ELBO(num_particles=2, vectorize_particles=False),
+        TraceMeanField_ELBO(num_particles=2),
+        TraceGraph_ELBO(num_particles=2),
+        RenyiELBO(alpha=0.5, num_particles=2),
+        nf.STL_ELBO(num_particles=2),
+    ],
+    ids=lambda elbo: type(elbo).__name__,
+)
+def test_every_elbo_accepts_it(elbo):
+    result = train(model, nf.AutoFlow(model, SMALL), steps=3, elbo=elbo)
+    assert np.isfinite(result.losses).all()
+
+
+def test_enumeration_beside_a_flow():
+    pytest.importorskip("funsor")
+
+    def mixture(y):
+        mu = numpyro.sample("mu", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+        with numpyro.plate("rows", len(y)):
+            k = numpyro.sample(
+                "k", dist.Categorical(jnp.ones(2) / 2), infer={"enumerate": "parallel"}
+            )
+            numpyro.sample("y", dist.Normal(mu[k], 1.0), obs=y)
+
+    guide = nf.AutoFlow(handlers.block(mixture, hide=["k"]), SMALL)
+    assert np.isfinite(train(mixture, guide, Y, steps=3, elbo=TraceEnum_ELBO()).losses).all()
+
+
+def test_one_dimensional_latent():
+    def one():
+        numpyro.sample("x", dist.Normal(2.0, 3.0))
+
+    guide = nf.AutoFlow(one)
+    result = train(one, guide, steps=800, learning_rate=3e-2)
+    draws = guide.sample_posterior(jax.random.key(0), result.params, sample_shape=(20_000,))["x"]
+    assert abs(draws.mean() - 2) < 0.25
+    assert abs(draws.std() - 3) < 0.3
+
+
+def test_pickles_and_params_restore_it(trained):
+    guide, params = trained
+    copy, copied = pickle.loads(pickle.dumps((guide, params)))
+    z = jax.random.normal(jax.random.key(0), (5, 4))
+    expected = guide.get_posterior(params).log_prob(z)
+    np.testing.assert_array_equal(copy.get_posterior(copied).log_prob(z), expected)
+    fresh = nf.AutoFlow(model, SMALL)
+    handlers.seed(fresh, 7)()
+    np.testing.assert_array_equal(fresh.get_posterior(params).log_prob(z), expected)
+    draws = copy.sample_posterior(jax.random.key(0), copied, sample_shape=(3,))
+    assert draws["x"].shape == (3, 3)
+
+
+def test_set_up_and_trained_under_jit():
+    guide = nf.AutoFlow(model, SMALL)
+    svi = SVI(model, guide, optax.adam(1e-2), Trace_ELBO())
+    state = jax.jit(svi.init)(jax.random.key(0))
+    state, loss = jax.jit(svi.update)(state)
+    assert np.isfinite(loss)
+    assert guide.get_posterior(svi.get_params(state)).sample(jax.random.key(0)).shape == (4,)
+
+
+def test_init_to_median_and_float64(x64):
+    guide = nf.AutoFlow(model, SMALL, init_loc_fn=init_to_median)
+    result = train(model, guide, steps=3)
+    assert guide.get_posterior(result.params).sample(jax.random.key(0)).dtype == jnp.float64
+    assert all(
+        leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(result.params["auto_flow$params"])
+    )
+
+
+def gaussian():
+    numpyro.sample("x", dist.Normal(jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0])).to_event(1))
+
+
+def gradient(elbo, params, guide, key):
+    return jax.grad(lambda p: elbo.loss(key, p, gaussian, guide))(params)
+
+
+def test_path_gradient_is_exactly_zero_at_the_optimum():
+    """Where the guide is the posterior every single draw has a zero gradient."""
+    guide = nf.AutoFlow(gaussian, SMALL)
+    svi = SVI(gaussian, guide, optax.adam(1e-2), Trace_ELBO())
+    params = svi.get_params(svi.init(jax.random.key(0)))
+    params |= {"auto_loc": jnp.array([1.0, -2.0]), "auto_scale": jnp.array([0.5, 2.0])}
+    for seed in range(3):
+        key = jax.random.key(seed)
+        path = jax.tree.leaves(gradient(nf.STL_ELBO(num_particles=4), params, guide, key))
+        score = jax.tree.leaves(gradient(Trace_ELBO(num_particles=4), params, guide, key))
+        assert max(np.abs(leaf).max() for leaf in path) == 0.0
+        assert max(np.abs(leaf).max() for leaf in score) > 0.1
+
+
+def test_path_gradient_has_the_same_mean(x64):
+    """Away from the optimum the two estimators differ in variance alone."""
+    guide = nf.AutoFlow(gaussian, partial(nf.realnvp, depth=2, hidden=(4,), activation="tanh"))
+    svi = SVI(gaussian, guide, optax.adam(1e-2), Trace_ELBO())
+    params = svi.get_params(svi.init(jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    n = 20_000
+    key = jax.random.key(1)
+    path, full = (
+        gradient(elbo(num_particles=n), params, guide, key) for elbo in (nf.STL_ELBO, Trace_ELBO)
+    )
+    for a, b in zip(jax.tree.leaves(path), jax.tree.leaves(full), strict=True):
+        np.testing.assert_allclose(a, b, atol=0.15, rtol=0.05)
+    np.testing.assert_allclose(
+        nf.STL_ELBO(num_particles=8).loss(key, params, gaussian, guide),
+        Trace_ELBO(num_particles=8).loss(key, params, gaussian, guide),
+        rtol=1e-6,
+    )
+
+
+def test_path_gradient_leaves_other_guides_alone():
+    def guide():
+        loc = numpyro.param("loc", jnp.zeros(2))
+        numpyro.sample("x", dist.Normal(loc, 1.0).to_event(1))
+
+    params, key = {"loc": jnp.ones(2)}, jax.random.key(0)
+    np.testing.assert_array_equal(
+        gradient(nf.STL_ELBO(num_particles=4), params, guide, key)["loc"],
+        gradient(Trace_ELBO(num_particles=4), params, guide, key)["loc"],
+    )
+
+
+def test_bad_input(trained):
+    guide, params = trained
+    fresh = nf.AutoFlow(model, SMALL)
+    with pytest.raises(ValueError, match=r"call `svi.init\(key, \*args\)`"):
+        fresh.get_posterior(params)
+    with pytest.raises(ValueError, match="does not know its model's shapes"):
+        fresh.sample_posterior(jax.random.key(0), params)
+    with pytest.raises(ValueError, match="does not know its model's shapes"):
+        fresh.get_base_dist()
+    with pytest.raises(ValueError, match=r"expected the trained parameters .* got \['loc'\]"):
+        guide.get_posterior({"loc": 0.0})
+    with pytest.raises(ValueError, match="init_scale: expected a positive number, got 0"):
+        nf.AutoFlow(model, init_scale=0)
+    with pytest.raises(TypeError, match="expected a function of a key and a dimension"):
+        nf.AutoFlow(model, nf.realnvp(jax.random.key(0), 4))
+    with pytest.raises(TypeError, match="expected a function of a key and a dimension"):
+        nf.AutoFlow(model, "realnvp")
+    with pytest.raises(TypeError, match="returns Normal"):
+        handlers.seed(nf.AutoFlow(model, lambda key, dim: dist.Normal(0, 1)), 0)()
+    for config in ({"support": dist.constraints.positive}, {"context_dim": 1}):
+        with pytest.raises(ValueError, match="expected an unconditional flow over real vectors"):
+            handlers.seed(nf.AutoFlow(model, partial(nf.realnvp, **config)), 0)()
+    with pytest.raises(RuntimeError, match="no latent variables"):
+        handlers.seed(nf.AutoFlow(lambda: numpyro.sample("y", dist.Normal(0, 1), obs=0.0)), 0)()
+    with pytest.raises(TypeError, match="write `jax.random.key"):
+        nf.importance_log_weights(0, guide, params)
