@@ -8,6 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+from numpyro.distributions import constraints
+from numpyro.distributions.constraints import Constraint
+
+
+def is_real(support: Constraint) -> bool:
+    """Whether a constraint is the real numbers or real arrays, where every value is inside."""
+    return getattr(support, "base_constraint", support) is constraints.real
 
 
 def check_key(key: object) -> Array:

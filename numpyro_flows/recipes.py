@@ -15,7 +15,7 @@ from jax import Array
 from numpyro.distributions import Distribution, Normal, biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
-from .checks import check_key, check_size
+from .checks import check_key, check_size, is_real
 from .distribution import FlowDistribution
 from .elementwise import Affine, ElementwiseMap, Shift
 from .transform import FlowTransform
@@ -56,7 +56,7 @@ def _flow(
             f"support: expected a NumPyro constraint, got {type(support).__name__}; "
             "for example `numpyro.distributions.constraints.positive`."
         )
-    if support is not constraints.real and support is not constraints.real_vector:
+    if not is_real(support):
         transform = Chain([transform, NumPyroTransform(biject_to(support), (dim,))])
     return FlowDistribution(base, transform)
 

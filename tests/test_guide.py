@@ -189,8 +189,9 @@ def test_one_dimensional_latent():
     def one():
         numpyro.sample("x", dist.Normal(2.0, 3.0))
 
-    guide = nf.AutoFlow(one)
-    result = train(one, guide, steps=800, learning_rate=3e-2)
+    guide = nf.AutoFlow(one, SMALL)
+    schedule = optax.cosine_decay_schedule(5e-2, 800)
+    result = train(one, guide, steps=800, learning_rate=schedule)
     draws = guide.sample_posterior(jax.random.key(0), result.params, sample_shape=(20_000,))["x"]
     assert abs(draws.mean() - 2) < 0.25
     assert abs(draws.std() - 3) < 0.3

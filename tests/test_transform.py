@@ -53,7 +53,7 @@ def test_jit_hash_and_equality():
     assert isinstance(hash(LINEAR), int)
     other = jax.tree.map(lambda leaf: leaf + 0, LINEAR)
     assert LINEAR == LINEAR
-    assert LINEAR != other  # NumPyro's static equality does not look into arrays
+    assert other != LINEAR  # NumPyro's static equality does not look into arrays
     assert LINEAR.eq(other)
     assert not LINEAR.eq(jax.tree.map(lambda leaf: leaf + 1, LINEAR))
     assert not LINEAR.eq(LINEAR.inv)

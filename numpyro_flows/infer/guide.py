@@ -12,6 +12,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_uniform
 
+from ..checks import is_real
 from ..distribution import FlowDistribution, combine, partition
 from ..recipes import realnvp
 from ..transform import FlowTransform
@@ -83,14 +84,11 @@ class AutoFlow(AutoContinuous):
                 f"flow: expected a recipe that returns a FlowDistribution, got one that returns "
                 f"{type(flow).__name__}."
             )
-        is_real = isinstance(flow.support, constraints.independent) and (
-            flow.support.base_constraint is constraints.real
-        )
         if (
             flow.event_shape != (self.latent_dim,)
             or flow.batch_shape
             or flow.context_dim
-            or not is_real
+            or not is_real(flow.support)
         ):
             raise ValueError(
                 f"flow: expected an unconditional flow over real vectors of size "

@@ -27,8 +27,9 @@ class _Sites(Reparam):
     def __call__(self, name: str, fn: Distribution, obs: Any) -> tuple[None, Array]:
         if obs is not None:
             raise ValueError(
-                f"Site {name!r} is latent in the guide but observed in the model. Fit the guide "
-                "to the model as it is conditioned now."
+                f"Site {name!r} is latent in the guide but has a value in the model. If it is "
+                "observed now, fit the guide to the model as it is conditioned; a site inside a "
+                "`numpyro.contrib.control_flow` loop cannot be reparameterised."
             )
         unconstrained = self.waiting.pop(name)
         transform = biject_to(fn.support)
