@@ -6,6 +6,7 @@ while tracing, so under ``jit`` these checks cost nothing at run time.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
@@ -56,12 +57,20 @@ def check_float(name: str, value: ArrayLike) -> Array:
     :raises TypeError: if its dtype is not floating.
     """
     array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    check_floating(name, array.dtype)
+    return array
+
+
+def check_floating(name: str, dtype: np.dtype) -> None:
+    """Check that ``dtype`` is floating.
+
+    :raises TypeError: if it is not.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"{name}: expected floating-point numbers, got dtype {array.dtype}. "
+            f"{name}: expected floating-point numbers, got dtype {dtype}. "
             "Convert with `.astype(float)`; discrete data has no density under a flow."
         )
-    return array
 
 
 def check_event_shape(name: str, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:

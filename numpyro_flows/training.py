@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from tqdm.auto import tqdm
 
-from .checks import check_context, check_key, check_size
+from .checks import check_context, check_floating, check_key, check_size
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .transform import Conditioned, FlowTransform
 from .transforms import Chain, NumPyroTransform, Standardized
@@ -280,11 +280,7 @@ def _rows(mask: np.ndarray) -> str:
 
 def _as_float(name: str, value: ArrayLike) -> np.ndarray:
     array = np.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{name}: expected floating-point numbers, got dtype {array.dtype}. Convert with "
-            "`.astype(float)`; discrete data has no density under a flow."
-        )
+    check_floating(name, array.dtype)
     return array
 
 
@@ -350,7 +346,7 @@ def _check_data(
             f"weights: expected non-negative numbers, got {_rows(mass < 0)} below 0; "
             "0 leaves a row out."
         )
-    mass = _in_precision(mass / max(mass.max(), np.finfo(float).tiny))
+    mass = _in_precision(mass / np.maximum(np.max(mass), np.finfo(float).tiny))
     positive = mass[mass > 0]
     if len(positive) < 2:
         raise ValueError(f"weights: expected at least 2 positive ones, got {len(positive)}.")

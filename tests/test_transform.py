@@ -234,6 +234,8 @@ def test_bad_input():
         nf.Scan(transform(nf.realnvp, 3).layers, [[0, 1, 2]] * 2)
     with pytest.raises(TypeError, match="expected|Expected a NumPyro Transform"):
         nf.NumPyroTransform(dist.constraints.positive, (2,))
+    with pytest.raises(TypeError, match="floating arrays in it, got one of dtype int32"):
+        nf.NumPyroTransform(numpyro_transforms.PermuteTransform(jnp.array([1, 0])), (2,))
     with pytest.raises(ValueError, match="acts on events with 1 axes"):
         nf.NumPyroTransform(dist.biject_to(dist.constraints.simplex), ())
     with pytest.raises(ValueError, match="dim: expected at least 1, got 0"):

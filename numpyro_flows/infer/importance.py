@@ -9,6 +9,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.util import potential_energy
 
 from ..checks import check_key, check_size
+from .params import model_params
 
 
 def importance_log_weights(
@@ -40,12 +41,8 @@ def importance_log_weights(
     )
     # A diagonal normal guide has its coordinates as batch axes.
     log_q = log_q.reshape(num_samples, -1).sum(-1)
-    model_params = {
-        name: value
-        for name, value in params.items()
-        if guide.prototype_trace.get(name, {}).get("type") == "param"
-    }
-    model = handlers.substitute(handlers.seed(guide.model, 0), data=model_params)
+    given = model_params(guide, params)
+    model = handlers.substitute(handlers.seed(guide.model, 0), data=given)
 
     def log_joint(latent: Array) -> Array:
         return -potential_energy(model, args, kwargs, guide._unpack_latent(latent))

@@ -9,6 +9,7 @@ import jax
 import numpyro
 from jax import Array
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent
+from numpyro.infer.autoguide import AutoGuide
 
 from ..distribution import FlowDistribution, combine, leaf_names, partition
 
@@ -113,3 +114,12 @@ def random_flow_module(name: str, flow: FlowDistribution, prior: Prior) -> FlowD
     sites = [site(*pair) for pair in zip(names, arrays, strict=True)]
     transform = combine(jax.tree.unflatten(structure, sites), rest)
     return FlowDistribution(flow.base_dist, transform)
+
+
+def model_params(guide: AutoGuide, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``params`` that belong to ``param`` sites of the guide's model, not to the guide."""
+    return {
+        name: value
+        for name, value in params.items()
+        if guide.prototype_trace.get(name, {}).get("type") == "param"
+    }

@@ -14,6 +14,8 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.reparam import Reparam
 
+from .params import model_params
+
 
 class _Sites(Reparam):
     """Hands the latent sites of one run of the model their values, each once."""
@@ -96,11 +98,7 @@ class NeuTraReparam(Reparam):
                 f"NeuTraReparam: {type(guide).__name__} has no transform that is independent of "
                 "the model's arguments, so it cannot reparameterise a model."
             ) from error
-        self._model_params = {
-            name: value
-            for name, value in params.items()
-            if guide.prototype_trace.get(name, {}).get("type") == "param"
-        }
+        self._model_params = model_params(guide, params)
 
     def reparam(self, fn: Callable) -> Callable:
         """The model in the guide's base space.

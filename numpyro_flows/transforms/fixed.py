@@ -26,7 +26,7 @@ class NumPyroTransform(FlowTransform):
 
     :param transform: any NumPyro bijection; Python numbers in it become arrays.
     :param shape: event shape of its input.
-    :raises TypeError: if ``transform`` is not a NumPyro ``Transform``.
+    :raises TypeError: if ``transform`` is not a NumPyro ``Transform`` or holds integer arrays.
     :raises ValueError: if it needs more event axes than ``shape`` has.
 
     >>> from numpyro.distributions import biject_to, constraints
@@ -49,6 +49,13 @@ class NumPyroTransform(FlowTransform):
                 f"{type(transform).__name__} acts on events with {transform.domain.event_dim} "
                 f"axes, but shape {self.shape} has {len(self.shape)}."
             )
+        for leaf in jax.tree.leaves(transform):
+            if jnp.ndim(leaf) and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                raise TypeError(
+                    f"{type(transform).__name__}: expected floating arrays in it, got one of dtype "
+                    f"{jnp.result_type(leaf)}. Write bounds as floats; permutations go into "
+                    "`nf.Scan`."
+                )
         self.transform = Fixed(jax.tree.map(lambda leaf: jnp.asarray(leaf, float), transform))
 
     @property

@@ -1,0 +1,22 @@
+"""The examples run and show what they claim."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.slow
+def test_eight_schools(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, str(EXAMPLES / "eight_schools.py"), "--picture", str(picture)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert picture.stat().st_size > 10_000
+    assert float(re.search(r"k-hat ([\d.]+)", text)[1]) < 0.7
+    assert int(re.search(r"NeuTra: (\d+) times", text)[1]) >= 20
+    assert int(re.search(r"NUTS after NeuTra +(\d+)", text)[1]) < 5
