@@ -60,9 +60,8 @@ def run_nuts(model, seed):
 
 
 def train_guide(num_steps, num_particles=128):
-    guide = nf.AutoFlow(
-        model, partial(nf.realnvp, depth=10, activation="gelu"), init_loc_fn=init_to_median
-    )
+    flow = partial(nf.realnvp, depth=16, hidden=(32, 32), activation="gelu")
+    guide = nf.AutoFlow(model, flow, init_loc_fn=init_to_median)
     # The first steps of Adam are as long as any; a warm-up keeps them from tearing the flow.
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(300, num_steps // 3), num_steps)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))

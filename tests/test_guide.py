@@ -171,8 +171,6 @@ def test_every_elbo_accepts_it(elbo):
 
 
 def test_enumeration_beside_a_flow():
-    pytest.importorskip("funsor")
-
     def mixture(y):
         mu = numpyro.sample("mu", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
         with numpyro.plate("rows", len(y)):

@@ -10,9 +10,12 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from cases import BASES, flow, points, shake
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from numpyro.distributions import constraints
 
 import numpyro_flows as nf
+from numpyro_flows.recipes import _permutations
 
 RECIPES = {"nice": nf.nice, "realnvp": nf.realnvp}
 SMALL = {"depth": 3, "hidden": (8,)}
@@ -28,27 +31,22 @@ def test_a_new_flow_is_the_identity(name, dim):
 
 
 @pytest.mark.parametrize("permutation", ["random", "reverse", "swap"])
-@pytest.mark.parametrize("dim", [2, 3, 8])
-def test_permutations(permutation, dim):
+def test_permutations(permutation):
     """Together the identity, the same for every key, and two layers move every coordinate."""
-    for depth in (1, 2, 5, 8):
-        first, second = (
-            nf.realnvp(key, dim, depth=depth, permutation=permutation).transform.permutations
-            for key in jax.random.split(jax.random.key(0))
-        )
-        assert first == second
+    for dim, depth in ((1, 1), (2, 5), (3, 2), (8, 8)):
         total = np.arange(dim)
-        for p in first:
-            total = total[list(p)]
+        for p in _permutations(permutation, dim, depth, seed=0):
+            total = total[p]
         np.testing.assert_array_equal(total, np.arange(dim))
-    x = points(dim)
-    biased = jax.tree.map(
-        lambda leaf: leaf + 1.0,
-        nf.realnvp(jax.random.key(0), dim, depth=2, permutation=permutation),
+    x = points(3)
+    first, second = (
+        nf.realnvp(key, 3, depth=2, permutation=permutation).transform
+        for key in jax.random.split(jax.random.key(0))
     )
-    assert (np.abs(biased.transform(x) - x) > 1e-3).all()
-    other = nf.realnvp(jax.random.key(0), 8, depth=4, permutation_seed=1).transform
-    assert other.permutations != nf.realnvp(jax.random.key(0), 8, depth=4).transform.permutations
+    assert first.permutations == second.permutations
+    biased = jax.tree.map(lambda leaf: leaf + 1.0, first)
+    assert (np.abs(biased(x) - x) > 1e-3).all()
+    assert _permutations("random", 8, 4, seed=0) != _permutations("random", 8, 4, seed=1)
 
 
 def test_nice_preserves_volume_exactly(dtype):
@@ -235,6 +233,13 @@ def test_shapes_of_a_conditional_flow():
     )
 
 
+def test_empty_batches():
+    f = flow(nf.realnvp, 2)
+    assert f.sample(jax.random.key(0), (0,)).shape == (0, 2)
+    # NumPyro's own `Independent.log_prob` fails on an empty batch, so the transform is asked.
+    assert f.transform.inverse_and_log_det(jnp.zeros((3, 0, 2)))[1].shape == (3, 0)
+
+
 def test_expand_and_sample_and_log_prob():
     f = flow(nf.realnvp, 2)
     wide = f.expand((3,)).expand((4, 3))
@@ -352,3 +357,27 @@ BUILD = partial(nf.realnvp, jax.random.key(0))
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+# Each example compiles anew, so there are few, and no search for the smallest failing one.
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@given(
+    dim=st.integers(1, 7),
+    depth=st.integers(1, 5),
+    context_dim=st.integers(0, 2),
+    batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
+    recipe=st.sampled_from(sorted(RECIPES)),
+    permutation=st.sampled_from(["random", "reverse", "swap"]),
+    seed=st.integers(0, 100),
+)
+def test_any_shape_round_trips(dim, depth, context_dim, batch, recipe, permutation, seed):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    config = {"depth": depth, "hidden": (5,), "permutation": permutation}
+    f = shake(RECIPES[recipe](keys[0], dim, context_dim=context_dim, **config), keys[1])
+    if context_dim:
+        f = f.condition(jax.random.normal(keys[2], (*batch, context_dim)))
+    f = f.expand(batch)
+    x, log_prob = f.sample_and_log_prob(keys[3], (2,))
+    assert x.shape == (2, *batch, dim)
+    assert log_prob.shape == (2, *batch)
+    np.testing.assert_allclose(f.log_prob(x), log_prob, rtol=1e-3, atol=1e-3)

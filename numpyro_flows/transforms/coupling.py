@@ -82,7 +82,7 @@ class Coupling(FlowTransform):
         value = columns(value, batch)
         passing, moving = jnp.split(value, [self.dim // 2])
         params = self.conditioner(passing, None if context is None else columns(context, batch))
-        params = params.reshape(self.map.num_params, self.dim - self.dim // 2, -1)
+        params = params.reshape(self.map.num_params, *moving.shape)
         moved, log_det = step(moving, params)
         return rows(jnp.concatenate([passing, moved]), batch), log_det.sum(0).reshape(batch)
 
