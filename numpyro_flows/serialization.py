@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 
 from .distribution import FlowDistribution
+from .files import written_whole
 from .transform import FlowTransform
 
 _FORMAT: Final = "numpyro_flows"
@@ -105,18 +105,11 @@ def save(path: str | os.PathLike[str], flow: FlowDistribution | FlowTransform) -
     arrays: dict[str, np.ndarray] = {}
     tree = _encode(flow, "", arrays)
     config = {"format": _FORMAT, "version": _VERSION, "flow": tree}
-    target = os.path.realpath(os.fsdecode(path))
-    temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-    try:
-        with zipfile.ZipFile(temporary, "x") as archive:
-            archive.writestr("config.json", json.dumps(config, indent=1, allow_nan=False))
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-        os.replace(temporary, target)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with written_whole(path) as temporary, zipfile.ZipFile(temporary, "x") as archive:
+        archive.writestr("config.json", json.dumps(config, indent=1, allow_nan=False))
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def load(path: str | os.PathLike[str]) -> FlowDistribution | FlowTransform:

@@ -7,7 +7,6 @@ import json
 import operator
 import os
 import re
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .checks import check_context, check_floating, check_key, check_size
 from .distribution import FlowDistribution, combine, leaf_names, partition
+from .files import written_whole
 from .transform import Conditioned, FlowTransform
 from .transforms import Chain, NumPyroTransform, Standardized
 
@@ -558,14 +558,8 @@ class _Checkpoint:
     def save(self, trees: Any, state: dict[str, Any]) -> None:
         arrays = {f"leaf{i}": _to_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(trees))}
         arrays["meta"] = np.array(json.dumps({"fingerprint": self.fingerprint, **state}))
-        # Whoever is killed while writing leaves the previous file whole.
-        temporary = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_whole(self.path) as temporary, open(temporary, "xb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def load(self, trees: Any) -> tuple[Any, dict[str, Any]] | None:
         if not self.path.exists():
