@@ -5,8 +5,8 @@
     python benchmarks/peers.py --filter sample --rounds 100 --json peers.json
 
 ``CASES`` lists flows that several libraries offer, at the same sizes and otherwise at each
-library's defaults. Each library builds three programs, in float32 and jitted, with the flow's
-parameters as arguments:
+library's defaults; options on the command line replace the sizes of a case. Each library builds
+three programs, in float32 and (in JAX) jitted, with the flow's parameters as arguments:
 
 - ``train step``: value and gradient of the mean negative log-likelihood of a batch and an update
   by ``optax.adam(1e-3)``; parameters and optimiser state go in and come out;
@@ -15,6 +15,8 @@ parameters as arguments:
 A peer may offer variants of a program: flowjax flows built with ``invert=True`` or ``False``, and
 its own training step beside a plain jitted one. All are timed, and the row takes the one of the
 lowest median, marked ``*``. Weights are shaken, so no layer is trivial; results must be finite.
+PyTorch's flows (zuko, normflows) run eagerly, as their users run them, with as many threads as
+cores; a peer that is not installed is left out with a line that says so.
 
 Compile time: trace, lower and compile with JAX's caches cleared, median of 3. Run time: in each
 round every competitor makes the same number of calls, waiting for each result, in an order that
@@ -24,6 +26,7 @@ quartiles of the ratios of single rounds: how far to trust it.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -44,11 +47,16 @@ from jax.flatten_util import ravel_pytree
 
 import numpyro_flows as nf
 
-PACKAGES = ("numpyro_flows", "flowjax", "jax", "jaxlib", "numpyro", "equinox", "optax")
+PACKAGES = ("numpyro_flows", "jax", "jaxlib", "numpyro", "equinox", "optax")
+PEERS = ("flowjax", "zuko", "normflows", "torch")
 BLOCK_S = 0.02  # shortest time that one competitor's calls in a round should take
 COLUMNS = ("ours ms", "peer ms", "ratio", "q25", "q75", "ours compile s", "peer compile s")
 COLUMNS += ("peer variants, ms",)
 OPTIMIZER = optax.adam(1e-3)
+PROGRAMS = ("train step", "log_prob", "sample")
+SIZES = {"dim": 16, "depth": 8, "batch": 512, "num_bins": 8, "hidden": (64, 64)}
+SIZES |= {"hidden_factors": (8, 8)}
+IMPOSSIBLE = {("bnaf", "sample", "numpyro")}  # NumPyro's transform has no inverse
 
 
 class Program:
@@ -82,11 +90,13 @@ Programs = dict[str, dict[str, Program]]  # by name and variant
 
 
 class Case(NamedTuple):
-    """One flow: builders, from the command's options, for ours and for each peer."""
+    """One flow: its sizes, and builders from these for ours and for each peer."""
 
     name: str
+    sizes: dict[str, Any]
     ours: Callable[[argparse.Namespace], Programs]
     peers: dict[str, Callable[[argparse.Namespace], Programs]]
+    only: str = ""  # the programs whose name contains this
 
 
 def shake(params):
@@ -120,8 +130,8 @@ def our_programs(flow: nf.FlowDistribution, options) -> Programs:
     return {name: {"": p} for name, p in flow_programs(*nf.partition(flow), options).items()}
 
 
-def flowjax_programs(build: Callable[..., Any], options) -> Programs:
-    """Programs of the flow that ``build(invert=...)`` makes."""
+def flowjax_programs(build: Callable[..., Any], options, sides=(True, False)) -> Programs:
+    """Programs of the flow that ``build(invert=...)`` makes, on each of the sides."""
     import paramax
     from flowjax.train.losses import MaximumLikelihoodLoss
     from flowjax.train.train_utils import step
@@ -132,7 +142,7 @@ def flowjax_programs(build: Callable[..., Any], options) -> Programs:
         return step(params, static, x, optimizer=OPTIMIZER, opt_state=state, loss_fn=loss)
 
     programs: Programs = {"train step": {}, "log_prob": {}, "sample": {}}
-    for invert in (True, False):
+    for invert in sides:
         params, static = eqx.partition(  # as flowjax.train.fit_to_data does
             build(invert=invert),
             eqx.is_inexact_array,
@@ -147,19 +157,30 @@ def flowjax_programs(build: Callable[..., Any], options) -> Programs:
     return programs
 
 
-def our_realnvp(options) -> Programs:
-    key, sizes = jax.random.key(0), {"depth": options.depth, "hidden": options.hidden}
-    return our_programs(nf.realnvp(key, options.dim, **sizes), options)
+def ours(recipe: Callable[..., nf.FlowDistribution], *names: str, **config) -> Any:
+    """Builder of our programs; ``names`` are the options that the recipe takes."""
+
+    def build(options) -> Programs:
+        sizes = {name: getattr(options, name) for name in names}
+        return our_programs(recipe(jax.random.key(0), options.dim, **sizes, **config), options)
+
+    return build
 
 
-def flowjax_realnvp(options) -> Programs:
+def flowjax_coupling(options, spline: bool = False) -> Programs:
+    from flowjax.bijections import RationalQuadraticSpline
     from flowjax.distributions import Normal
     from flowjax.flows import coupling_flow
 
+    # flowjax counts the inner knots: one fewer than there are bins.
+    transformer = (
+        RationalQuadraticSpline(knots=options.num_bins - 1, interval=4) if spline else None
+    )
     build = partial(
         coupling_flow,
         jax.random.key(0),
         base_dist=Normal(jnp.zeros(options.dim)),
+        transformer=transformer,
         flow_layers=options.depth,
         nn_width=options.hidden[0],
         nn_depth=len(options.hidden),
@@ -167,7 +188,250 @@ def flowjax_realnvp(options) -> Programs:
     return flowjax_programs(build, options)
 
 
-CASES = (Case("realnvp", our_realnvp, {"flowjax": flowjax_realnvp}),)
+def flowjax_maf(options) -> Programs:
+    from flowjax.distributions import Normal
+    from flowjax.flows import masked_autoregressive_flow
+
+    build = partial(
+        masked_autoregressive_flow,
+        jax.random.key(0),
+        base_dist=Normal(jnp.zeros(options.dim)),
+        flow_layers=options.depth,
+        nn_width=options.hidden[0],
+        nn_depth=len(options.hidden),
+    )
+    return flowjax_programs(build, options, sides=(True,))
+
+
+def flowjax_bnaf(options) -> Programs:
+    from flowjax.distributions import Normal
+    from flowjax.flows import block_neural_autoregressive_flow
+
+    build = partial(
+        block_neural_autoregressive_flow,
+        jax.random.key(0),
+        base_dist=Normal(jnp.zeros(options.dim)),
+        flow_layers=options.depth,
+        nn_depth=len(options.hidden_factors),
+        nn_block_dim=options.hidden_factors[0],
+    )
+    return flowjax_programs(build, options, sides=(True,))
+
+
+def numpyro_programs(build: Callable[[Any, Any], Any], init: Callable, options) -> Programs:
+    """Programs of NumPyro's own transforms: ``build(params)`` is a distribution."""
+
+    class Flow:
+        def __init__(self, params):
+            self.params = params
+
+        def log_prob(self, x):
+            return build(self.params).log_prob(x)
+
+        def sample(self, key, shape):
+            return build(self.params).sample(key, shape)
+
+    jax.tree_util.register_pytree_node(Flow, lambda f: ((f.params,), None), lambda _, c: Flow(*c))
+    split = eqx.partition(Flow(init(jax.random.key(0))), eqx.is_inexact_array)
+    programs = flow_programs(*split, options)
+    return {name: {"": program} for name, program in programs.items()}
+
+
+def numpyro_maf(options) -> Programs:
+    """One distribution over unrolled layers: NumPyro composes transforms in a list."""
+    import numpyro.distributions as dist
+    from numpyro.distributions.flows import InverseAutoregressiveTransform
+    from numpyro.distributions.transforms import PermuteTransform
+    from numpyro.nn import AutoregressiveNN
+
+    init, apply = AutoregressiveNN(
+        options.dim, list(options.hidden), param_dims=[1, 1], nonlinearity=stax_relu()
+    )
+    reverse = PermuteTransform(jnp.arange(options.dim)[::-1])
+
+    def init_all(key):
+        keys = jax.random.split(key, options.depth)
+        return [init(key, (options.dim,))[1] for key in keys]
+
+    def build(params):
+        layers = []
+        for layer in params:
+            layers += [InverseAutoregressiveTransform(partial(apply, layer)).inv, reverse]
+        base = dist.Normal(jnp.zeros(options.dim), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, layers)
+
+    return numpyro_programs(build, init_all, options)
+
+
+def stax_relu():
+    from jax.example_libraries import stax
+
+    return stax.Relu
+
+
+def numpyro_bnaf(options) -> Programs:
+    """One block: NumPyro's transform has no inverse, so its density is that of its own output.
+
+    ``log_prob`` is therefore the transform and its log-determinant at given points, which is the
+    same work as a density with the network read from data to base.
+    """
+    from numpyro.distributions.flows import BlockNeuralAutoregressiveTransform
+    from numpyro.nn import BlockNeuralAutoregressiveNN
+
+    init, apply = BlockNeuralAutoregressiveNN(
+        options.dim, hidden_factors=list(options.hidden_factors)
+    )
+
+    class Backward:
+        def __init__(self, params):
+            self.transform = BlockNeuralAutoregressiveTransform(partial(apply, params))
+
+        def log_prob(self, x):
+            z, log_det = self.transform.call_with_intermediates(x)
+            return -0.5 * (z**2).sum(-1) + log_det.sum(-1)
+
+        def sample(self, key, shape):
+            raise NotImplementedError
+
+    def init_one(key):
+        return init(key, (options.dim,))[1]
+
+    return numpyro_programs(Backward, init_one, options)
+
+
+class TorchProgram:
+    """A function that runs eagerly; there is nothing to compile."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function = function
+
+    def compile(self) -> float:
+        return math.nan
+
+    def run(self, calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            output = self.function()
+        seconds = (time.perf_counter() - start) / calls
+        if not bool(output.isfinite().all()):
+            raise FloatingPointError("A program returned values that are not finite.")
+        return seconds
+
+
+def torch_programs(module, log_prob: Callable, sample: Callable, options) -> Programs:
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    x = torch.randn(options.batch, options.dim)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+
+    def step():
+        optimizer.zero_grad()
+        loss = -log_prob(x).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    programs = {
+        "train step": step,
+        "log_prob": torch.no_grad()(lambda: log_prob(x)),
+        "sample": torch.no_grad()(lambda: sample(options.batch)),
+    }
+    return {name: {"": TorchProgram(function)} for name, function in programs.items()}
+
+
+def zuko_programs(name: str, options, **config) -> Programs:
+    import zuko
+
+    flow = getattr(zuko.flows, name)(
+        features=options.dim, transforms=options.depth, hidden_features=options.hidden, **config
+    )
+    return torch_programs(
+        flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)), options
+    )
+
+
+def zuko_nsf(options) -> Programs:
+    return zuko_programs("NSF", options, bins=options.num_bins, passes=2)  # 2 passes: coupling
+
+
+def zuko_maf(options) -> Programs:
+    return zuko_programs("MAF", options)
+
+
+def normflows_programs(layer: Callable[[int], Any], options) -> Programs:
+    import normflows
+
+    base = normflows.distributions.base.DiagGaussian(options.dim, trainable=False)
+    flow = normflows.NormalizingFlow(base, [layer(i) for i in range(options.depth)])
+    return torch_programs(flow, flow.log_prob, lambda n: flow.sample(n)[0], options)
+
+
+def normflows_nsf(options) -> Programs:
+    import normflows
+
+    def layer(i):  # its network has one residual block of two layers: as many matrices as ours
+        return normflows.flows.CoupledRationalQuadraticSpline(
+            options.dim, 1, options.hidden[0], num_bins=options.num_bins, reverse_mask=bool(i % 2)
+        )
+
+    return normflows_programs(layer, options)
+
+
+def normflows_maf(options) -> Programs:
+    import normflows
+
+    def layer(i):
+        return normflows.flows.MaskedAffineAutoregressive(
+            options.dim, options.hidden[0], num_blocks=1
+        )
+
+    return normflows_programs(layer, options)
+
+
+MAF = {"dim": 64, "depth": 5, "hidden": (256, 256)}
+MAF_PEERS = {
+    "flowjax": flowjax_maf,
+    "numpyro": numpyro_maf,
+    "zuko": zuko_maf,
+    "normflows": normflows_maf,
+}
+CASES = (
+    Case(
+        "realnvp",
+        {},
+        ours(nf.realnvp, "depth", "hidden"),
+        {"flowjax": flowjax_coupling},
+    ),
+    Case(
+        "nsf",
+        {},
+        ours(nf.nsf, "depth", "hidden", "num_bins"),
+        {
+            "flowjax": partial(flowjax_coupling, spline=True),
+            "zuko": zuko_nsf,
+            "normflows": normflows_nsf,
+        },
+    ),
+    Case("maf", MAF, ours(nf.maf, "depth", "hidden"), MAF_PEERS),
+    Case(
+        "maf D=256",
+        {**MAF, "dim": 256},
+        ours(nf.maf, "depth", "hidden"),
+        {"flowjax": flowjax_maf, "numpyro": numpyro_maf},
+        only="sample",
+    ),
+    Case(
+        "bnaf",
+        {"depth": 1},
+        ours(nf.bnaf, "depth", "hidden_factors"),
+        {"flowjax": flowjax_bnaf, "numpyro": numpyro_bnaf},
+    ),
+)
 
 
 def compare(ours: dict[str, Program], theirs: dict[str, Program], rounds: int) -> dict[str, Any]:
@@ -191,14 +455,17 @@ def compare(ours: dict[str, Program], theirs: dict[str, Program], rounds: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"dim": 16, "depth": 8, "batch": 512, "rounds": 40}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64], help="default 64 64")
+    for name in SIZES:
+        many = isinstance(SIZES[name], tuple)
+        parser.add_argument(f"--{name}", type=int, nargs="+" if many else None)
+    parser.add_argument("--rounds", type=int, default=40, help="default 40")
     parser.add_argument("--filter", default="", help="only rows whose name contains this")
     parser.add_argument("--json", type=Path, help="file for the same results")
     options = parser.parse_args()
-    if len(set(options.hidden)) != 1:
-        parser.error("--hidden: expected equal widths; flowjax has one for all layers.")
+    given = {name: value for name in SIZES if (value := getattr(options, name)) is not None}
+    for name in ("hidden", "hidden_factors"):
+        if len(set(given.get(name, (1,)))) != 1:
+            parser.error(f"--{name}: expected equal widths; flowjax has one for all layers.")
 
     jax.config.update("jax_enable_compilation_cache", False)
     device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
@@ -206,16 +473,34 @@ def main() -> None:
         versions = {name: metadata.version(name) for name in PACKAGES}
     except metadata.PackageNotFoundError as error:
         sys.exit(f'{error.name} is missing; install the extra: pip install -e ".[peers]"')
+    for name in PEERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     print(f"{device}, load {os.getloadavg()[0]:.1f};", *map(" ".join, versions.items()))
-    print(options)
     rows = []
     for case in CASES:
-        ours = case.ours(options)
+        sizes = argparse.Namespace(**{**SIZES, **case.sizes, **given})
+        built: dict[str, Programs] = {}
         for peer, build in case.peers.items():
-            for name, theirs in build(options).items():
-                label = f"{case.name} {name} / {peer}"
-                if options.filter in label:
-                    rows.append({"row": label, **compare(ours[name], theirs, options.rounds)})
+            labels = {name: f"{case.name} {name} / {peer}" for name in PROGRAMS}
+            wanted = [n for n in PROGRAMS if options.filter in labels[n] and case.only in n]
+            if not wanted:
+                continue
+            try:
+                theirs = build(sizes)
+            except ImportError as error:
+                print(f"{case.name} / {peer}: left out, {error}")
+                continue
+            built = built or case.ours(sizes)
+            for name in wanted:
+                if (case.name, name, peer) in IMPOSSIBLE:
+                    continue
+                rows.append(
+                    {"row": labels[name], **compare(built[name], theirs[name], options.rounds)}
+                )
+                print(
+                    " ".join(f"{v:.3f}" if isinstance(v, float) else v for v in rows[-1].values())
+                )
     cells = [[f"{v:.3f}" if isinstance(v, float) else v for v in row.values()] for row in rows]
     cells.insert(0, ["row", *COLUMNS])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

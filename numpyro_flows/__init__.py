@@ -15,18 +15,45 @@ from .infer import (
     importance_log_weights,
     random_flow_module,
 )
-from .recipes import nice, realnvp
+from .initialization import initialize
+from .recipes import (
+    autoregressive_flow,
+    bnaf,
+    coupling_flow,
+    iaf,
+    maf,
+    nice,
+    nsf,
+    nsf_ar,
+    planar,
+    radial,
+    realnvp,
+    sylvester,
+)
 from .serialization import load, register, save
 from .training import FitResult, fit
-from .transform import Conditioned, Fixed, FlowTransform, Inverse
+from .transform import Conditioned, Embedded, Fixed, FlowTransform, Inverse
 from .transforms import (
+    ActNorm,
+    BlockAutoregressive,
     Chain,
     Coupling,
     DiagonalScale,
+    Elementwise,
+    Householder,
+    LULinear,
+    MaskedAutoregressive,
     NumPyroTransform,
+    Orthogonal,
+    Permutation,
+    Planar,
+    Radial,
+    Ridge,
     Scan,
     Stacked,
     Standardized,
+    Sylvester,
+    TriangularAffine,
 )
 
 __version__ = "0.1.0"
@@ -34,16 +61,41 @@ __version__ = "0.1.0"
 # ruff: noqa: RUF022 (by section, not by letter)
 __all__ = [
     # recipes
+    "planar",
+    "radial",
+    "sylvester",
     "nice",
     "realnvp",
+    "nsf",
+    "maf",
+    "iaf",
+    "nsf_ar",
+    "bnaf",
+    "coupling_flow",
+    "autoregressive_flow",
     # the flow and its parts
     "FlowDistribution",
     "FlowTransform",
     "Inverse",
     "Conditioned",
+    "Embedded",
     "Chain",
     "Coupling",
+    "MaskedAutoregressive",
+    "BlockAutoregressive",
+    "Planar",
+    "Sylvester",
+    "Ridge",
+    "Radial",
+    "Elementwise",
     "DiagonalScale",
+    "TriangularAffine",
+    "LULinear",
+    "Householder",
+    "Orthogonal",
+    "Permutation",
+    "ActNorm",
+    "initialize",
     "NumPyroTransform",
     "Scan",
     "Stacked",

@@ -1,5 +1,6 @@
 """The flow as a distribution, and its split into what trains and what does not."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +15,7 @@ from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import validate_sample
 
 from .checks import check_context, check_event_shape, check_float, check_key, is_real
-from .transform import Conditioned, Fixed, FlowTransform
+from .transform import Conditioned, Embedded, Fixed, FlowTransform
 from .transforms import NumPyroTransform, Stacked
 
 
@@ -103,15 +104,20 @@ class FlowDistribution(TransformedDistribution):
             f"event_shape={self.event_shape}{context})"
         )
 
-    def condition(self, context: ArrayLike) -> "FlowDistribution":
+    def condition(self, context: Any) -> "FlowDistribution":
         """The flow given a context.
 
-        :param context: floating, of shape ``(*batch, context_dim)``.
+        :param context: floating, of shape ``(*batch, context_dim)``; for a flow with an embedding
+            network the pytree that it reads, batch axes first.
         :return: a flow of batch shape ``context.shape[:-1]`` broadcast with this one's.
         :raises ValueError: if this flow is not conditional, or the width is wrong.
         :raises TypeError: if the context is not floating.
         """
         return FlowDistribution(self.base_dist, Conditioned(self.transform, context))
+
+    def embed(self, network: Callable[[Any], Array]) -> "FlowDistribution":
+        """This conditional flow with its context read by a network; see :class:`Embedded`."""
+        return FlowDistribution(self.base_dist, Embedded(self.transform, network))
 
     def _check_conditioned(self) -> None:
         check_context("This flow", None, self.context_dim)

@@ -12,12 +12,16 @@ quarter faster than the batch-first layout, and splitting coordinates costs noth
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from .checks import check_event_shape
 
 ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": jax.nn.relu,
@@ -32,20 +36,25 @@ ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
 class MLP(eqx.Module):
     r"""Multilayer perceptron :math:`h_{i+1} = \phi(W_i h_i + b_i)`, linear in its last layer.
 
-    A context :math:`c` enters the first layer, :math:`h_1 = \phi(W_0 x + V c + b_0)`.
-    Hidden weights start at :math:`N(0, 2 / \text{fan-in})` (He et al., 2015, arXiv:1502.01852,
-    eq. 10), biases and the whole last layer at zero, so a new network returns zeros.
+    A context :math:`c` enters the first layer, :math:`h_1 = \phi(W_0 x + V c + b_0)`. With
+    ``residual``, each hidden width is a block of two layers beside a stream that the first layer
+    opens, :math:`s_{i+1} = s_i + W'_i \phi(W_i \phi(s_i) + b_i) + b'_i` (He et al., 2016,
+    arXiv:1603.05027, fig. 4e). Hidden weights start
+    at :math:`N(0, 2 / \text{fan-in})` (He et al., 2015, arXiv:1502.01852, eq. 10), hidden biases
+    uniform on :math:`\pm 1 / \sqrt{\text{fan-in}}` (else a network of one input has all its kinks
+    at 0), and the whole last layer at zero, so a new network returns zeros.
 
     :param key: ``jax.random.key`` for the initial weights.
     :param in_size: width of ``x``; 0 is allowed (the output then depends on the context alone).
     :param out_size: width of the result.
-    :param hidden: widths of the hidden layers.
+    :param hidden: widths of the hidden layers; with ``residual`` of the blocks, all equal.
     :param context_size: width of the context, 0 for none.
     :param activation: one of ``ACTIVATIONS``.
+    :param residual: whether the hidden layers are residual blocks.
 
     Calling it: ``x`` of shape ``(in_size, rows)`` and ``context`` of shape
-    ``(context_size, rows)`` or ``(context_size, 1)`` to ``(out_size, rows)``.
-    Cost: one matrix product per layer.
+    ``(context_size, rows)`` or ``(context_size, 1)`` to ``(out_size, rows)``; ``masks``, if any,
+    multiply the weights, one of each weight's shape. Cost: one matrix product per layer.
 
     :raises ValueError: for an unknown activation or a negative size.
 
@@ -59,6 +68,7 @@ class MLP(eqx.Module):
     biases: tuple[Array, ...]
     context_weight: Array | None
     activation: str = eqx.field(static=True)
+    residual: bool = eqx.field(static=True, default=False)
 
     def __init__(
         self,
@@ -69,6 +79,7 @@ class MLP(eqx.Module):
         hidden: Sequence[int] = (64, 64),
         context_size: int = 0,
         activation: str = "relu",
+        residual: bool = False,
     ):
         if activation not in ACTIVATIONS:
             raise ValueError(
@@ -78,32 +89,203 @@ class MLP(eqx.Module):
             raise ValueError(
                 f"hidden: expected positive integers, one width per hidden layer, got {hidden!r}."
             )
-        sizes = (in_size, *hidden, out_size)
-        keys = jax.random.split(key, len(sizes))
+        if residual and len(set(hidden)) != 1:
+            raise ValueError(
+                f"hidden: expected one or more equal widths for residual blocks, got {hidden!r}."
+            )
+        self.residual = residual
+        widths = (hidden[0],) * (1 + 2 * len(hidden)) if residual else tuple(hidden)
+        sizes = (in_size, *widths, out_size)
+        keys = jax.random.split(key, 2 * len(sizes))
         # x and the context are two blocks of one input, so they share its fan-in.
-        fan_ins = (in_size + context_size, *hidden)
+        fan_ins = (in_size + context_size, *widths)
         scales = [(2.0 / max(fan_in, 1)) ** 0.5 for fan_in in fan_ins]
         scales[-1] = 0.0
         self.weights = tuple(
             scale * jax.random.normal(k, (fan_out, fan_in))
             for k, scale, fan_in, fan_out in zip(keys, scales, sizes, sizes[1:], strict=False)
         )
-        self.biases = tuple(jnp.zeros(size) for size in sizes[1:])
+        bounds = [max(fan_in, 1) ** -0.5 for fan_in in fan_ins]
+        bounds[-1] = 0.0
+        self.biases = tuple(
+            bound * jax.random.uniform(k, (size,), minval=-1.0)
+            for k, bound, size in zip(keys[len(sizes) :], bounds, sizes[1:], strict=False)
+        )
         self.context_weight = (
-            scales[0] * jax.random.normal(keys[-1], (sizes[1], context_size))
+            scales[0] * jax.random.normal(keys[len(sizes) - 1], (sizes[1], context_size))
             if context_size
             else None
         )
         self.activation = activation
 
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
+    def skips(self, layer: int) -> bool:
+        """Whether a layer's result is added to that of two layers before: the end of a block."""
+        return self.residual and layer % 2 == 0 and 0 < layer < len(self.weights) - 1
+
+    def __call__(
+        self, x: Array, context: Array | None = None, masks: Sequence[np.ndarray] | None = None
+    ) -> Array:
         act = ACTIVATIONS[self.activation]
-        h = self.weights[0] @ x + self.biases[0][:, None]
+
+        def linear(layer: int, h: Array) -> Array:
+            weight, bias = self.weights[layer], self.biases[layer][:, None]
+            if masks is None:
+                return weight @ h + bias
+            return masked_product(weight, masks[layer], h) + bias
+
+        h = linear(0, x)
         if self.context_weight is not None and context is not None:
             h = h + self.context_weight @ context
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            h = weight @ act(h) + bias[:, None]
+        stream = h
+        for layer in range(1, len(self.weights)):
+            h = linear(layer, act(h))
+            if self.skips(layer):
+                stream = h = stream + h
         return h
+
+
+def masked_product(weight: Array, mask: np.ndarray, h: Array) -> Array:
+    """``(weight * mask) @ h`` for a 0/1 mask, cheaper to differentiate where the mask allows it.
+
+    Units of a masked network are sorted by what they see, so its masks are block triangular: the
+    upper half of the rows needs only the first columns. One dense product is as fast as two that
+    skip the zeros, but the two products of the gradient together gain a quarter of their work.
+    """
+    upper = len(mask) // 2
+    width = 1 + int(np.flatnonzero(mask[:upper].any(0)).max(initial=0))
+    return _masked_product((upper, width), weight, jnp.asarray(mask, weight.dtype), h)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _masked_product(split: tuple[int, int], weight: Array, mask: Array, h: Array) -> Array:
+    return (weight * mask) @ h
+
+
+@_masked_product.defjvp
+def _masked_product_jvp(split, primals, tangents):
+    (weight, mask, h), (weight_dot, _, h_dot) = primals, tangents
+    upper, width = split
+
+    def product(weight: Array, h: Array) -> Array:
+        weight = weight * mask
+        return jnp.concatenate([weight[:upper, :width] @ h[:width], weight[upper:] @ h])
+
+    return _masked_product(split, *primals), product(weight_dot, h) + product(weight, h_dot)
+
+
+class Parameters(eqx.Module):
+    """The numbers of a layer: learned ones, to which a network adds what the context asks for.
+
+    :param key: ``jax.random.key`` for the network.
+    :param value: initial numbers, shape ``(n,)``.
+    :param context_size: width of the context; 0 for none, and then there is no network.
+    :param hidden: widths of the network's hidden layers.
+    :param activation: name of its activation.
+
+    Calling it with a context ``(context_size, rows)`` gives ``(n, rows)``, without one ``(n, 1)``.
+    """
+
+    value: Array
+    net: MLP | None
+
+    def __init__(
+        self,
+        key: Array,
+        value: Array,
+        *,
+        context_size: int = 0,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+    ):
+        self.value = value
+        self.net = (
+            MLP(key, context_size, len(value), hidden=hidden, activation=activation)
+            if context_size
+            else None
+        )
+
+    def __call__(self, context: Array | None = None) -> Array:
+        value = self.value[:, None]
+        return value if self.net is None or context is None else value + self.net(context)
+
+
+class Embedding(eqx.Module):
+    """A network from a pytree of arrays to a vector: all leaves, concatenated, through an MLP.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param example: one context: a pytree of arrays (or of their shapes, ``jax.ShapeDtypeStruct``)
+        without batch axes.
+    :param out_size: width of the vector.
+    :param hidden: widths of the hidden layers.
+    :param activation: name of the activation.
+
+    Calling it: leaves of shapes ``(*batch, *shape)`` to ``(*batch, out_size)``.
+
+    :raises ValueError: for a context of another structure or of shapes that do not end in the
+        example's.
+    """
+
+    net: MLP
+    names: tuple[str, ...] = eqx.field(static=True)
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        key: Array,
+        example: Any,
+        out_size: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "relu",
+    ):
+        leaves, self.names = _named_leaves(example)
+        self.shapes = tuple(tuple(jnp.shape(leaf)) for leaf in leaves)
+        width = sum(math.prod(shape) for shape in self.shapes)
+        first, last = jax.random.split(key)
+        net = MLP(first, width, out_size, hidden=hidden, activation=activation)
+        # An MLP starts at zero; an embedding that did would pass no gradient on.
+        shape = net.weights[-1].shape
+        weight = jax.random.normal(last, shape) / shape[1] ** 0.5
+        self.net = eqx.tree_at(lambda net: net.weights[-1], net, weight)
+
+    def __call__(self, context: Any) -> Array:
+        leaves, names = _named_leaves(context)
+        if names != self.names:
+            raise ValueError(f"context: expected the arrays {self.names}, got {names}.")
+        batches = []
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            check_event_shape("context", jnp.shape(leaf), shape)
+            batches.append(jnp.shape(leaf)[: jnp.ndim(leaf) - len(shape)])
+        batch = jnp.broadcast_shapes(*batches)
+        x = jnp.concatenate(
+            [
+                jnp.broadcast_to(leaf, batch + shape).reshape(*batch, math.prod(shape))
+                for leaf, shape in zip(leaves, self.shapes, strict=True)
+            ],
+            axis=-1,
+        )
+        return rows(self.net(columns(x, batch)), batch)
+
+
+def _named_leaves(tree: Any) -> tuple[list[Any], tuple[str, ...]]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [leaf for _, leaf in paths], tuple(jax.tree_util.keystr(path) for path, _ in paths)
+
+
+def above_minus_one(raw: Array) -> Array:
+    r"""Smooth increasing map of the reals onto :math:`(-1 + \delta, \infty)`, 0 to exactly 0.
+
+    :math:`m(a) = \mathrm{softplus}(a + c) - \mathrm{softplus}(c)` with
+    :math:`\mathrm{softplus}(c) = 1 - \delta`: what keeps :math:`1 + m h'` positive for
+    :math:`0 \le h' \le 1`. With :math:`\delta = 0.01` a layer can contract a direction by no more
+    than 100, and float32 keeps its inverse.
+    """
+    c = math.log(math.expm1(1 - 0.01))
+    share = 1 / (1 + math.exp(-c))
+    # log((1 + e^(a + c)) / (1 + e^c)), written so that neither end overflows nor cancels.
+    above = raw > 0
+    decay = jnp.expm1(jnp.where(above, -raw, raw))
+    return jnp.where(above, raw, 0) + jnp.log1p(jnp.where(above, 1 - share, share) * decay)
 
 
 def columns(value: Array, batch: tuple[int, ...]) -> Array:

@@ -4,9 +4,15 @@ Every recipe has the form ``recipe(key, dim, *, context_dim=0, support=..., base
 permutation_seed=0, **config)``. The key sets the initial weights alone: the static structure
 (permutations) follows from ``permutation_seed``, so a recipe runs under ``jit`` and ``vmap``, and
 ``jax.vmap(lambda key: recipe(key, dim))(keys)`` is an ensemble. A new flow is the identity.
+
+``support`` is a constraint on the whole vector, a scalar one that holds for each coordinate, or a
+tuple of scalar ones, one per coordinate. Angles (``constraints.circular``) need circular maps,
+which ``nsf`` and ``nsf_ar`` have. ``inverse`` says which direction is the fast one: True for the
+density (training on data), False for sampling (guides).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,69 +22,474 @@ from numpyro.distributions import Distribution, Normal, biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
 from .checks import check_key, check_size, is_real
+from .circular import (
+    ByKind,
+    PerCoordinate,
+    StandardBase,
+    angles,
+    coordinates,
+    from_coordinates,
+)
 from .distribution import FlowDistribution
-from .elementwise import Affine, ElementwiseMap, Shift
-from .transform import FlowTransform
-from .transforms import Chain, Coupling, DiagonalScale, NumPyroTransform, Scan
+from .elementwise import (
+    Affine,
+    CircularSpline,
+    ElementwiseMap,
+    RationalQuadraticSpline,
+    Shift,
+)
+from .transform import FlowTransform, Inverse
+from .transforms import (
+    BlockAutoregressive,
+    Chain,
+    Coupling,
+    DiagonalScale,
+    LULinear,
+    MaskedAutoregressive,
+    NumPyroTransform,
+    Planar,
+    Radial,
+    Ridge,
+    Scan,
+    Sylvester,
+)
+
+Support: TypeAlias = Constraint | Sequence[Constraint]
 
 
-def _permutations(kind: str, dim: int, depth: int, seed: int) -> list[list[int]]:
+def _permutations(
+    kind: str | Sequence[int], dim: int, depth: int, seed: int
+) -> list[list[int]] | None:
     """One permutation after each of ``depth`` layers; together they are the identity."""
     rng = np.random.default_rng(seed)
     swap = np.roll(np.arange(dim), dim // 2)
-    kinds = {
+    kinds: dict[str, Callable[[int], np.ndarray]] = {
         # Two layers with the swap between them move every coordinate; chance alone might leave
         # some out, in two dimensions even for several layers. The pairs are shuffled.
-        "random": lambda layer: rng.permutation(dim) if layer % 2 else swap,
+        "random": lambda layer: rng.permutation(dim) if layer % 2 and dim > 2 else swap,
         "reverse": lambda layer: np.arange(dim)[::-1],
         "swap": lambda layer: swap,
     }
-    if kind not in kinds:
-        raise ValueError(f"permutation: expected one of {sorted(kinds)}, got {kind!r}.")
-    permutations = [kinds[kind](layer) for layer in range(depth - 1)]
+    if isinstance(kind, str):
+        if kind not in kinds:
+            raise ValueError(
+                f"permutation: expected one of {sorted(kinds)} or a permutation of "
+                f"range({dim}), got {kind!r}."
+            )
+        permutations = [kinds[kind](layer) for layer in range(depth - 1)]
+    else:
+        if sorted(kind) != list(range(dim)):
+            raise ValueError(f"permutation: expected one of range({dim}), got {kind!r}.")
+        permutations = [np.array(kind)] * (depth - 1)
     total = np.arange(dim)
     for permutation in permutations:
         total = total[permutation]
     return [p.tolist() for p in (*permutations, np.argsort(total))]
 
 
-def _flow(
-    transform: FlowTransform, support: Constraint, base: Distribution | None
-) -> FlowDistribution:
-    """Base -> transform -> support."""
-    (dim,) = transform.event_shape
-    if base is None:
-        base = Normal(jnp.zeros(dim), jnp.ones(dim))
-    elif isinstance(base, Distribution) and base.shape() == ():
-        base = base.expand((dim,))
+def _check_support(support: Support, dim: int) -> Constraint:
+    """The support as one constraint."""
+    if isinstance(support, Sequence):
+        if len(support) != dim or not all(isinstance(part, Constraint) for part in support):
+            raise ValueError(
+                f"support: expected one NumPyro constraint for each of {dim} coordinates, got "
+                f"{support!r}."
+            )
+        if any(part.event_dim for part in support):
+            raise ValueError(
+                f"support: expected scalar constraints for the coordinates, got {support!r}."
+            )
+        return coordinates(support)
     if not isinstance(support, Constraint):
         raise TypeError(
             f"support: expected a NumPyro constraint, got {type(support).__name__}; "
             "for example `numpyro.distributions.constraints.positive`."
         )
-    if not is_real(support):
+    return support
+
+
+def _flow(
+    transform: FlowTransform, support: Support, base: Distribution | None
+) -> FlowDistribution:
+    """Base -> transform -> support."""
+    (dim,) = transform.event_shape
+    support = _check_support(support, dim)
+    flags = angles(support, dim)
+    if base is None:
+        base = StandardBase(flags) if any(flags) else Normal(jnp.zeros(dim), jnp.ones(dim))
+    elif isinstance(base, Distribution) and base.shape() == ():
+        base = base.expand((dim,))
+    if isinstance(support, PerCoordinate) or any(flags):
+        parts = (
+            support.parts if isinstance(support, PerCoordinate) else (constraints.circular,) * dim
+        )
+        transform = Chain([transform, NumPyroTransform(from_coordinates(parts), (dim,))])
+    elif not is_real(support):
         transform = Chain([transform, NumPyroTransform(biject_to(support), (dim,))])
     return FlowDistribution(base, transform)
 
 
-def _couplings(
+def _layers(
+    build: Callable[..., FlowTransform],
+    key: Array,
+    dim: int,
+    depth: int,
+    permutations: list[list[int]] | None,
+    flags: tuple[bool, ...] = (),
+) -> Scan:
+    """``depth`` layers ``build(key, dim)`` stacked, with the flags as each of them meets them."""
+    keys = jax.random.split(check_key(key), depth)
+    if not any(flags):
+        return Scan(jax.vmap(lambda key: build(key, dim))(keys), permutations)
+    current, each = np.array(flags, float), []
+    for permutation in permutations or [list(range(dim))] * depth:
+        each.append(current)
+        current = current[permutation]
+    stacked = jnp.array(np.stack(each), jnp.result_type(float))
+    return Scan(
+        jax.vmap(lambda key, flags: build(key, dim, circular=flags))(keys, stacked), permutations
+    )
+
+
+def _refuse_angles(what: str) -> ValueError:
+    return ValueError(
+        f"support: expected real or constrained coordinates, got angles, which {what} would tear "
+        "at +-pi. Use `nf.nsf` or `nf.nsf_ar`."
+    )
+
+
+def _map_for(
+    map: ElementwiseMap, circular_map: ElementwiseMap | None, flags: tuple[bool, ...]
+) -> ElementwiseMap:
+    if not any(flags):
+        return map
+    if circular_map is None:
+        raise _refuse_angles(type(map).__name__)
+    return circular_map if all(flags) else ByKind(map, circular_map)
+
+
+def _log_scale_bound(bound: float | None, depth: int) -> float:
+    return min(1.0, 16 / check_size("depth", depth)) if bound is None else bound
+
+
+def _without_angles(what: str, support: Support, dim: int) -> Support:
+    if any(angles(_check_support(support, dim), dim)):
+        raise _refuse_angles(what)
+    return support
+
+
+def _residual(
+    build: Callable[..., FlowTransform],
+    key: Array,
+    dim: int,
+    depth: int,
+    inverse: bool,
+    support: Support,
+    base: Distribution | None,
+    permutations: list[list[int]] | None = None,
+) -> FlowDistribution:
+    """Layers that are the identity plus something, read in one direction or the other."""
+    check_size("dim", dim)
+    layers = _layers(build, key, dim, check_size("depth", depth), permutations)
+    support = _without_angles(type(layers.layers).__name__, support, dim)
+    return _flow(Inverse(layers) if inverse else layers, support, base)
+
+
+def coupling_flow(
     key: Array,
     dim: int,
     map: ElementwiseMap,
-    depth: int,
-    permutation: str,
-    permutation_seed: int,
-    hidden: Sequence[int],
-    context_dim: int,
-    activation: str,
-) -> Scan:
-    keys = jax.random.split(check_key(key), check_size("depth", depth))
-    layers = jax.vmap(
-        lambda key: Coupling(
-            key, dim, map, hidden=hidden, context_dim=context_dim, activation=activation
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    circular_map: ElementwiseMap | None = None,
+    depth: int = 8,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    residual: bool = False,
+    permutation: str | Sequence[int] = "random",
+    mixing: str = "none",
+) -> FlowDistribution:
+    r"""Coupling layers around any elementwise map: what ``nice``, ``realnvp`` and ``nsf`` are.
+
+    Each layer is :math:`y_B = g(x_B; \theta(x_A))` with the first half A passing, followed by a
+    permutation. Both directions cost ``depth`` passes of the network. With ``dim = 1`` the layers
+    are elementwise.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param map: the elementwise map g.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default (uniform for angles).
+    :param permutation_seed: seed of the permutations between layers.
+    :param circular_map: the map for coordinates that are angles.
+    :param depth: number of coupling layers; each changes half of the coordinates.
+    :param hidden: widths of each conditioner's hidden layers.
+    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
+        ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
+    :param residual: whether the hidden layers are residual blocks (of equal widths).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
+    :param mixing: ``"lu"`` puts an LU-decomposed linear layer before each coupling.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, or angles without a circular map.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from numpyro_flows.elementwise import SinhArcsinh
+    >>> flow = coupling_flow(jax.random.key(0), 3, SinhArcsinh(), activation="silu")
+    >>> flow.log_prob(jnp.zeros((4, 3))).shape
+    (4,)
+    """
+    check_size("dim", dim)
+    flags = angles(_check_support(support, dim), dim)
+    map = _map_for(map, circular_map, flags)
+    if mixing not in ("none", "lu"):
+        raise ValueError(f"mixing: expected 'none' or 'lu', got {mixing!r}.")
+    if mixing == "lu" and any(flags):
+        raise ValueError("mixing: a linear layer would tear the circle; angles need 'none'.")
+
+    def build(key: Array, dim: int, circular: Array | None = None) -> FlowTransform:
+        layer = Coupling(
+            key,
+            dim,
+            map,
+            hidden=hidden,
+            context_dim=context_dim,
+            activation=activation,
+            residual=residual,
+            circular=circular,
         )
-    )(keys)
-    return Scan(layers, _permutations(permutation, check_size("dim", dim), depth, permutation_seed))
+        # Inverted, the density has its matrix product and sampling its triangular solves.
+        return Chain([Inverse(LULinear(dim)), layer]) if mixing == "lu" else layer
+
+    permutations = _permutations(permutation, dim, check_size("depth", depth), permutation_seed)
+    return _flow(_layers(build, key, dim, depth, permutations, flags), support, base)
+
+
+def autoregressive_flow(
+    key: Array,
+    dim: int,
+    map: ElementwiseMap,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    circular_map: ElementwiseMap | None = None,
+    depth: int = 5,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    residual: bool = False,
+    permutation: str | Sequence[int] = "reverse",
+    parents: Sequence[Sequence[int]] | None = None,
+    inverse: bool = True,
+) -> FlowDistribution:
+    r"""Masked autoregressive layers around any elementwise map: ``maf``, ``iaf``, ``nsf_ar``.
+
+    Each layer is :math:`g(x_i; \theta_i(x_{<i}))`. The fast direction costs ``depth`` passes of the
+    network, the other about as many operations but ``dim`` steps per layer.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param map: the elementwise map g.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default (uniform for angles).
+    :param permutation_seed: seed of the permutations between layers.
+    :param circular_map: the map for coordinates that are angles.
+    :param depth: number of layers.
+    :param hidden: widths of each conditioner's hidden layers.
+    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
+        ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
+    :param residual: whether the hidden layers are residual blocks (of equal widths).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
+    :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
+        complete order; the layers are then not permuted.
+    :param inverse: True for a parallel ``log_prob``, False for parallel sampling.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or angles
+        without a circular map.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from numpyro_flows.elementwise import DeepSigmoid
+    >>> naf = autoregressive_flow(jax.random.key(0), 3, DeepSigmoid(num_units=4))
+    >>> naf.log_prob(jnp.zeros((4, 3))).shape
+    (4,)
+    """
+    check_size("dim", dim)
+    flags = angles(_check_support(support, dim), dim)
+    map = _map_for(map, circular_map, flags)
+
+    def build(key: Array, dim: int, circular: Array | None = None) -> FlowTransform:
+        return MaskedAutoregressive(
+            key,
+            dim,
+            map,
+            hidden=hidden,
+            residual=residual,
+            context_dim=context_dim,
+            activation=activation,
+            parents=parents,
+            circular=circular,
+        )
+
+    check_size("depth", depth)
+    permutations = (
+        _permutations(permutation, dim, depth, permutation_seed) if parents is None else None
+    )
+    layers = _layers(build, key, dim, depth, permutations, flags)
+    return _flow(Inverse(layers) if inverse else layers, support, base)
+
+
+def planar(
+    key: Array,
+    dim: int,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    depth: int = 16,
+    activation: str | Ridge = "tanh",
+    hidden: Sequence[int] = (64, 64),
+    inverse: bool = True,
+) -> FlowDistribution:
+    r"""Planar flow: :math:`y = x + \hat u \, h(w \cdot x + b)`, one ridge per layer.
+
+    The fast direction costs O(depth dim); the other one scalar equation per layer and row, solved
+    to rounding error with implicit gradients.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default.
+    :param permutation_seed: not used, there is nothing to permute: layers see all coordinates.
+    :param depth: number of layers.
+    :param activation: h: a name of ``numpyro_flows.transforms.planar.RIDGES`` or a ``Ridge``.
+    :param hidden: widths of the network that reads the context.
+    :param inverse: True for a parallel ``log_prob``, False for parallel sampling.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, or an activation that breaks
+        the constraint.
+
+    Source: Rezende & Mohamed (2015), arXiv:1505.05770.
+
+    >>> import jax, jax.numpy as jnp
+    >>> planar(jax.random.key(0), 2).log_prob(jnp.zeros((4, 2))).shape
+    (4,)
+    """
+
+    def build(key: Array, dim: int) -> FlowTransform:
+        return Planar(key, dim, activation=activation, context_dim=context_dim, hidden=hidden)
+
+    return _residual(build, key, dim, depth, inverse, support, base)
+
+
+def radial(
+    key: Array,
+    dim: int,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    depth: int = 16,
+    hidden: Sequence[int] = (64, 64),
+    inverse: bool = True,
+) -> FlowDistribution:
+    r"""Radial flow: :math:`y = x + \beta (x - x_0) / (\alpha + |x - x_0|)`, one centre per layer.
+
+    Both directions cost O(depth dim), with the inverse in closed form.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default.
+    :param permutation_seed: not used, there is nothing to permute: layers see all coordinates.
+    :param depth: number of layers.
+    :param hidden: widths of the network that reads the context.
+    :param inverse: True if the formula above goes from data to base, False for the other way.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names.
+
+    Source: Rezende & Mohamed (2015), arXiv:1505.05770, eq. 14.
+
+    >>> import jax, jax.numpy as jnp
+    >>> radial(jax.random.key(0), 2).log_prob(jnp.zeros((4, 2))).shape
+    (4,)
+    """
+
+    def build(key: Array, dim: int) -> FlowTransform:
+        return Radial(key, dim, context_dim=context_dim, hidden=hidden)
+
+    return _residual(build, key, dim, depth, inverse, support, base)
+
+
+def sylvester(
+    key: Array,
+    dim: int,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    depth: int = 8,
+    num_ridges: int | None = None,
+    activation: str | Ridge = "tanh",
+    hidden: Sequence[int] = (64, 64),
+    inverse: bool = True,
+) -> FlowDistribution:
+    r"""Sylvester flow: :math:`y = x + Q R \, h(\tilde R Q^\top x + b)`, several ridges per layer.
+
+    The fast direction costs O(depth dim num_ridges); the other ``num_ridges`` scalar equations per
+    layer and row, solved to rounding error with implicit gradients.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default.
+    :param permutation_seed: not used, there is nothing to permute: layers see all coordinates.
+    :param depth: number of layers.
+    :param num_ridges: ridges per layer, at most ``dim``; by default ``min(dim, 8)``.
+    :param activation: h: a name of ``numpyro_flows.transforms.planar.RIDGES`` or a ``Ridge``.
+    :param hidden: widths of the network that reads the context.
+    :param inverse: True for a parallel ``log_prob``, False for parallel sampling.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, or an activation that breaks
+        the constraint.
+
+    Source: van den Berg, Hasenclever, Tomczak & Welling (2018), arXiv:1803.05649.
+
+    >>> import jax, jax.numpy as jnp
+    >>> sylvester(jax.random.key(0), 2).log_prob(jnp.zeros((4, 2))).shape
+    (4,)
+    """
+
+    def build(key: Array, dim: int) -> FlowTransform:
+        return Sylvester(
+            key,
+            dim,
+            num_ridges=num_ridges,
+            activation=activation,
+            context_dim=context_dim,
+            hidden=hidden,
+        )
+
+    return _residual(build, key, dim, depth, inverse, support, base)
 
 
 def nice(
@@ -86,13 +497,13 @@ def nice(
     dim: int,
     *,
     context_dim: int = 0,
-    support: Constraint = constraints.real_vector,
+    support: Support = constraints.real_vector,
     base: Distribution | None = None,
     permutation_seed: int = 0,
     depth: int = 8,
     hidden: Sequence[int] = (64, 64),
     activation: str = "relu",
-    permutation: str = "random",
+    permutation: str | Sequence[int] = "random",
     rescale: bool = True,
 ) -> FlowDistribution:
     r"""NICE: additive couplings :math:`y_B = x_B + t(x_A)`, then a diagonal scaling.
@@ -104,17 +515,19 @@ def nice(
     :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
         ``support`` changes it.
     :param context_dim: width of the context; 0 for an unconditional flow.
-    :param support: constraint that the data satisfies; a scalar one holds for each coordinate.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
     :param base: distribution of z; standard normal by default.
     :param permutation_seed: seed of the permutations between layers.
     :param depth: number of coupling layers; each changes half of the coordinates.
     :param hidden: widths of each conditioner's hidden layers.
-    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``.
-    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, or ``"random"``:
-        a swap within each pair of layers, a random permutation between the pairs.
+    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
+        ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
     :param rescale: whether the diagonal scaling ends the flow.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
-    :raises ValueError: for sizes below 1 or unknown names.
+    :raises ValueError: for sizes below 1, unknown names, or angles.
 
     Source: Dinh, Krueger & Bengio (2015), arXiv:1410.8516.
 
@@ -122,11 +535,21 @@ def nice(
     >>> nice(jax.random.key(0), 3, rescale=False).transform.forward_and_log_det(jnp.ones(3))[1]
     Array(0., dtype=float32)
     """
-    couplings = _couplings(
-        key, dim, Shift(), depth, permutation, permutation_seed, hidden, context_dim, activation
+    flow = coupling_flow(
+        key,
+        dim,
+        Shift(),
+        context_dim=context_dim,
+        permutation_seed=permutation_seed,
+        depth=depth,
+        hidden=hidden,
+        activation=activation,
+        permutation=permutation,
     )
-    transform = Chain([couplings, DiagonalScale(dim)]) if rescale else couplings
-    return _flow(transform, support, base)
+    transform = flow.transform
+    if rescale:
+        transform = Chain([transform, DiagonalScale(dim)])
+    return _flow(transform, _without_angles("nice", support, dim), base)
 
 
 def realnvp(
@@ -134,13 +557,15 @@ def realnvp(
     dim: int,
     *,
     context_dim: int = 0,
-    support: Constraint = constraints.real_vector,
+    support: Support = constraints.real_vector,
     base: Distribution | None = None,
     permutation_seed: int = 0,
     depth: int = 8,
     hidden: Sequence[int] = (64, 64),
     activation: str = "relu",
-    permutation: str = "random",
+    residual: bool = False,
+    permutation: str | Sequence[int] = "random",
+    mixing: str = "none",
     log_scale_bound: float | None = None,
 ) -> FlowDistribution:
     r"""RealNVP: affine couplings :math:`y_B = x_B \odot e^{s(x_A)} + t(x_A)`.
@@ -149,24 +574,28 @@ def realnvp(
     bound tightens with depth, which keeps deep float32 flows invertible. What it costs is reach
     far outside the data, where one layer can stretch a coordinate by no more than :math:`e^c`;
     raise ``log_scale_bound`` for a shallow flow of very uneven scales.
-    Both directions cost ``depth`` passes of the network.
+    Both directions cost ``depth`` passes of the network. With ``dim = 1`` the layers are
+    elementwise.
 
     :param key: ``jax.random.key`` for the initial weights.
     :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
-        ``support`` changes it. With ``dim = 1`` the layers are elementwise.
+        ``support`` changes it.
     :param context_dim: width of the context; 0 for an unconditional flow.
-    :param support: constraint that the data satisfies; a scalar one holds for each coordinate.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
     :param base: distribution of z; standard normal by default.
     :param permutation_seed: seed of the permutations between layers.
     :param depth: number of coupling layers; each changes half of the coordinates.
     :param hidden: widths of each conditioner's hidden layers.
     :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
         ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
-    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, or ``"random"``:
-        a swap within each pair of layers, a random permutation between the pairs.
+    :param residual: whether the hidden layers are residual blocks (of equal widths).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
+    :param mixing: ``"lu"`` puts an LU-decomposed linear layer before each coupling.
     :param log_scale_bound: the bound c.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
-    :raises ValueError: for sizes below 1 or unknown names.
+    :raises ValueError: for sizes below 1, unknown names, or angles.
 
     Source: Dinh, Sohl-Dickstein & Bengio (2017), arXiv:1605.08803.
 
@@ -175,18 +604,360 @@ def realnvp(
     >>> flow.log_prob(jnp.zeros((4, 3))).shape
     (4,)
     """
-    bound = (
-        min(1.0, 16 / check_size("depth", depth)) if log_scale_bound is None else log_scale_bound
-    )
-    couplings = _couplings(
+    return coupling_flow(
         key,
         dim,
-        Affine(bound),
-        depth,
-        permutation,
-        permutation_seed,
-        hidden,
-        context_dim,
-        activation,
+        Affine(_log_scale_bound(log_scale_bound, depth)),
+        context_dim=context_dim,
+        support=support,
+        base=base,
+        permutation_seed=permutation_seed,
+        depth=depth,
+        hidden=hidden,
+        activation=activation,
+        residual=residual,
+        permutation=permutation,
+        mixing=mixing,
     )
-    return _flow(couplings, support, base)
+
+
+def nsf(
+    key: Array,
+    dim: int,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    depth: int = 8,
+    hidden: Sequence[int] = (64, 64),
+    num_bins: int = 8,
+    bound: float = 4.0,
+    activation: str = "relu",
+    residual: bool = False,
+    permutation: str | Sequence[int] = "random",
+    mixing: str = "none",
+) -> FlowDistribution:
+    r"""Neural spline flow: couplings whose maps are monotone rational-quadratic splines.
+
+    Both directions cost ``depth`` passes of the network, and both are closed formulas. The density
+    is continuous, its gradient has kinks at the knots: for HMC prefer a smooth map
+    (``nf.coupling_flow`` with ``SinhArcsinh`` or ``DeepSigmoid``).
+
+    With ``support=constraints.circular``, or a tuple of supports some of which are circular, the
+    flow lives on a torus or on real coordinates and angles together: angles have circular splines
+    and a rotation, so that the density is continuous across +-pi.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default (uniform for angles).
+    :param permutation_seed: seed of the permutations between layers.
+    :param depth: number of coupling layers; each changes half of the coordinates.
+    :param hidden: widths of each conditioner's hidden layers.
+    :param num_bins: bins of each spline.
+    :param bound: the splines act on [-bound, bound] and are the identity outside; on angles they
+        act on the whole circle.
+    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
+        ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
+    :param residual: whether the hidden layers are residual blocks (of equal widths).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
+    :param mixing: ``"lu"`` puts an LU-decomposed linear layer before each coupling.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, or fewer than 2 bins.
+
+    Source: Durkan, Bekasov, Murray & Papamakarios (2019), arXiv:1906.04032; on the circle
+    Rezende et al. (2020), arXiv:2002.02428.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from numpyro.distributions import constraints
+    >>> flow = nsf(jax.random.key(0), 2, support=(constraints.circular, constraints.real))
+    >>> flow.log_prob(jnp.array([[3.1, 7.0]])).shape
+    (1,)
+    """
+    return coupling_flow(
+        key,
+        dim,
+        RationalQuadraticSpline(num_bins, bound),
+        circular_map=CircularSpline(num_bins),
+        context_dim=context_dim,
+        support=support,
+        base=base,
+        permutation_seed=permutation_seed,
+        depth=depth,
+        hidden=hidden,
+        activation=activation,
+        residual=residual,
+        permutation=permutation,
+        mixing=mixing,
+    )
+
+
+def maf(
+    key: Array,
+    dim: int,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    depth: int = 5,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    residual: bool = False,
+    permutation: str | Sequence[int] = "reverse",
+    parents: Sequence[Sequence[int]] | None = None,
+    log_scale_bound: float | None = None,
+) -> FlowDistribution:
+    r"""MAF: affine autoregressive layers with a parallel density.
+
+    From data to base a layer is :math:`z_i = x_i e^{s_i(x_{<i})} + t_i(x_{<i})`: ``log_prob`` costs
+    ``depth`` passes of the network. Sampling goes coordinate by coordinate, computing each hidden
+    unit once, about the arithmetic of one pass in ``dim`` steps.
+    :math:`s = c \tanh(h / c)`; see ``realnvp``.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default.
+    :param permutation_seed: seed of the permutations between layers.
+    :param depth: number of layers.
+    :param hidden: widths of each conditioner's hidden layers.
+    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
+        ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
+    :param residual: whether the hidden layers are residual blocks (of equal widths).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
+    :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
+        complete order; the layers are then not permuted.
+    :param log_scale_bound: the bound c; by default min(1, 16 / depth).
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or angles.
+
+    Source: Papamakarios, Pavlakou & Murray (2017), arXiv:1705.07057.
+
+    >>> import jax, jax.numpy as jnp
+    >>> maf(jax.random.key(0), 3).sample(jax.random.key(1), (4,)).shape
+    (4, 3)
+    """
+    return autoregressive_flow(
+        key,
+        dim,
+        Affine(_log_scale_bound(log_scale_bound, depth)),
+        context_dim=context_dim,
+        support=support,
+        base=base,
+        permutation_seed=permutation_seed,
+        depth=depth,
+        hidden=hidden,
+        activation=activation,
+        residual=residual,
+        permutation=permutation,
+        parents=parents,
+        inverse=True,
+    )
+
+
+def iaf(
+    key: Array,
+    dim: int,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    depth: int = 5,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    residual: bool = False,
+    permutation: str | Sequence[int] = "reverse",
+    parents: Sequence[Sequence[int]] | None = None,
+    log_scale_bound: float | None = None,
+) -> FlowDistribution:
+    r"""IAF: affine autoregressive layers with parallel sampling.
+
+    From base to data a layer is :math:`x_i = z_i e^{s_i(z_{<i})} + t_i(z_{<i})`: sampling, with the
+    density of what was sampled, costs ``depth`` passes of the network; the right direction for
+    guides. ``log_prob`` of other points goes coordinate by coordinate, with implicit gradients, so
+    that it can be trained on data too.
+    :math:`s = c \tanh(h / c)`; see ``realnvp``.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default.
+    :param permutation_seed: seed of the permutations between layers.
+    :param depth: number of layers.
+    :param hidden: widths of each conditioner's hidden layers.
+    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
+        ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
+    :param residual: whether the hidden layers are residual blocks (of equal widths).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
+    :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
+        complete order; the layers are then not permuted.
+    :param log_scale_bound: the bound c; by default min(1, 16 / depth).
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or angles.
+
+    Source: Kingma et al. (2016), arXiv:1606.04934.
+
+    >>> import jax, jax.numpy as jnp
+    >>> iaf(jax.random.key(0), 3).sample(jax.random.key(1), (4,)).shape
+    (4, 3)
+    """
+    return autoregressive_flow(
+        key,
+        dim,
+        Affine(_log_scale_bound(log_scale_bound, depth)),
+        context_dim=context_dim,
+        support=support,
+        base=base,
+        permutation_seed=permutation_seed,
+        depth=depth,
+        hidden=hidden,
+        activation=activation,
+        residual=residual,
+        permutation=permutation,
+        parents=parents,
+        inverse=False,
+    )
+
+
+def nsf_ar(
+    key: Array,
+    dim: int,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    depth: int = 5,
+    hidden: Sequence[int] = (64, 64),
+    num_bins: int = 8,
+    bound: float = 4.0,
+    activation: str = "relu",
+    residual: bool = False,
+    permutation: str | Sequence[int] = "reverse",
+    parents: Sequence[Sequence[int]] | None = None,
+    inverse: bool = True,
+) -> FlowDistribution:
+    r"""Autoregressive neural spline flow: splines steered by all coordinates before.
+
+    More flexible per layer than ``nsf``, with one slow direction (see ``nf.autoregressive_flow``).
+    Angles are handled as in ``nsf``.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default (uniform for angles).
+    :param permutation_seed: seed of the permutations between layers.
+    :param depth: number of layers.
+    :param hidden: widths of each conditioner's hidden layers.
+    :param num_bins: bins of each spline.
+    :param bound: the splines act on [-bound, bound] and are the identity outside; on angles they
+        act on the whole circle.
+    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``; a smooth one (``"tanh"``,
+        ``"silu"``) gives a density with a smooth gradient, as HMC likes it.
+    :param residual: whether the hidden layers are residual blocks (of equal widths).
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
+    :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
+        complete order; the layers are then not permuted.
+    :param inverse: True for a parallel ``log_prob``, False for parallel sampling.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or fewer
+        than 2 bins.
+
+    Source: Durkan, Bekasov, Murray & Papamakarios (2019), arXiv:1906.04032; on the circle
+    Rezende et al. (2020), arXiv:2002.02428.
+
+    >>> import jax, jax.numpy as jnp
+    >>> nsf_ar(jax.random.key(0), 3, depth=2).log_prob(jnp.zeros((4, 3))).shape
+    (4,)
+    """
+    return autoregressive_flow(
+        key,
+        dim,
+        RationalQuadraticSpline(num_bins, bound),
+        circular_map=CircularSpline(num_bins),
+        context_dim=context_dim,
+        support=support,
+        base=base,
+        permutation_seed=permutation_seed,
+        depth=depth,
+        hidden=hidden,
+        activation=activation,
+        residual=residual,
+        permutation=permutation,
+        parents=parents,
+        inverse=inverse,
+    )
+
+
+def bnaf(
+    key: Array,
+    dim: int,
+    *,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    depth: int = 1,
+    hidden_factors: Sequence[int] = (8, 8),
+    hidden: Sequence[int] = (64, 64),
+    permutation: str | Sequence[int] = "reverse",
+    inverse: bool = True,
+) -> FlowDistribution:
+    r"""Block neural autoregressive flow, bijective on all of the real vectors.
+
+    The fast direction costs ``depth`` passes of networks with ``hidden_factors`` units per
+    coordinate; the other one about the same arithmetic in ``dim`` steps, each with a scalar
+    equation solved to rounding error. ``log_prob`` works at any point in both.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param dim: number of unconstrained coordinates; events have shape ``(dim,)`` unless
+        ``support`` changes it.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param base: distribution of z; standard normal by default.
+    :param permutation_seed: seed of the permutations between layers.
+    :param depth: number of blocks.
+    :param hidden_factors: units per coordinate in each hidden layer of a block.
+    :param hidden: widths of the network that reads the context.
+    :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
+        swap within each pair of layers, a random permutation between the pairs), or a permutation
+        of ``range(dim)``.
+    :param inverse: True for a parallel ``log_prob``, False for parallel sampling.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    :raises ValueError: for sizes below 1, unknown names, or angles.
+
+    Source: De Cao, Titov & Aziz (2019), arXiv:1904.04676.
+
+    >>> import jax, jax.numpy as jnp
+    >>> flow = bnaf(jax.random.key(0), 3)
+    >>> flow.log_prob(flow.sample(jax.random.key(1), (4,))).shape
+    (4,)
+    """
+
+    def build(key: Array, dim: int) -> FlowTransform:
+        return BlockAutoregressive(
+            key, dim, hidden_factors=hidden_factors, context_dim=context_dim, hidden=hidden
+        )
+
+    check_size("dim", dim)
+    permutations = _permutations(permutation, dim, check_size("depth", depth), permutation_seed)
+    return _residual(build, key, dim, depth, inverse, support, base, permutations)

@@ -21,9 +21,10 @@ from numpyro.distributions import constraints
 from tqdm.auto import tqdm
 
 from .checks import check_context, check_floating, check_key, check_size
+from .circular import angles
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .files import written_whole
-from .transform import Conditioned, FlowTransform
+from .transform import Conditioned, Embedded, FlowTransform
 from .transforms import Chain, NumPyroTransform, Standardized
 
 
@@ -73,7 +74,8 @@ def fit(
     are counted.
 
     Data and context are standardised (mean 0, scale 1 per coordinate, in the unconstrained space
-    if the flow has a support) and the standardisation becomes part of the returned flow, exactly.
+    if the flow has a support; angles are left alone) and the standardisation becomes part of the
+    returned flow, exactly.
 
     Below 10 rows nothing is held out: a warning says so and the training loss takes the place of
     the validation loss.
@@ -81,7 +83,8 @@ def fit(
     :param key: ``jax.random.key``; splits, shuffles.
     :param flow: flow with batch shape ``()``, conditional or not.
     :param x: data of shape ``(n, *event_shape)``, floating, finite, inside the flow's support.
-    :param context: shape ``(n, context_dim)`` for a conditional flow.
+    :param context: shape ``(n, context_dim)`` for a conditional flow; for one with an embedding
+        network the pytree that it reads, n rows in each array, which is not standardised.
     :param weights: non-negative weights of shape ``(n,)``; their scale does not matter, and rows
         of weight 0 might as well not be there.
     :param optimizer: optax optimiser, used as it is; by default Adam with a cosine decay of
@@ -124,14 +127,20 @@ def fit(
         raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
     x, context, weights = _check_data(flow, x, context, weights)
 
-    core, previous, support = _take_apart(flow.transform)
+    transform = flow.transform
+    network = transform.network if isinstance(transform, Embedded) else None
+    core, previous, support = _take_apart(
+        transform.transform if isinstance(transform, Embedded) else transform
+    )
     if standardize and getattr(core.codomain, "base_constraint", core.codomain) != constraints.real:
         raise ValueError(
             f"flow: expected a {type(core).__name__} onto the real numbers, got one onto "
             f"{core.codomain}, which cannot be standardised. Pass `standardize=False`, or end the "
             "flow with `nf.NumPyroTransform(biject_to(support), event_shape)`."
         )
-    data, numbers, log_det = _whiten(x, context, weights, previous, support, standardize)
+    data, numbers, log_det = _whiten(
+        x, context, weights, previous, support, standardize, network is not None
+    )
     n = len(log_det)
     num_val = min(max(1, int(n * val_fraction)), n - 1) if val_fraction and n >= 10 else 0
     if n < 10 and val_fraction:
@@ -143,7 +152,7 @@ def fit(
     seed = _to_numpy(key).tolist()
     val_rows, train_rows = np.split(np.random.default_rng([*seed, 0]).permutation(n), [num_val])
     val, train = (
-        {name: jnp.asarray(array[rows]) for name, array in data.items()}
+        jax.tree.map(lambda array, rows=rows: jnp.asarray(array[rows]), data)
         for rows in (val_rows, train_rows)
     )
     # The core is scored in whitened coordinates; these constants give nats in the data's units.
@@ -158,6 +167,8 @@ def fit(
         steps = max_epochs * -(-num_train // batch_size)
         optimizer = _decaying_adam(float(learning_rate), steps, clip_norm)
 
+    if network is not None:
+        core = Embedded(core, network)
     params, rest = partition(FlowDistribution(flow.base_dist, core))
     if not jax.tree.leaves(params):
         raise ValueError(
@@ -244,10 +255,14 @@ def fit(
             stacklevel=2,
         )
     transform = combine(best, rest).transform
+    if isinstance(transform, Embedded):
+        network, transform = transform.network, transform.transform
     if numbers is not None:
         transform = Standardized(transform, *numbers)
     if support:
         transform = Chain([transform, *support])
+    if network is not None:
+        transform = Embedded(transform, network)
     return FitResult(
         FlowDistribution(flow.base_dist, transform),
         np.array(train_losses),
@@ -301,7 +316,7 @@ def _in_precision(value: np.ndarray) -> np.ndarray:
 
 def _check_data(
     flow: FlowDistribution, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+) -> tuple[np.ndarray, Any, np.ndarray]:
     """The arguments as arrays, the weights of mean 1 where they are not 0."""
     if not isinstance(flow, FlowDistribution):
         raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
@@ -326,7 +341,16 @@ def _check_data(
         )
     if context is not None and not flow.context_dim:
         check_context("This flow", context, 0)
-    if context is not None:
+    if context is not None and isinstance(flow.transform, Embedded):
+        context = jax.tree.map(np.asarray, context)
+        for leaf in jax.tree.leaves(context):
+            if leaf.shape[:1] != (n,):
+                raise ValueError(
+                    f"context: expected arrays with {n} rows, one per row of x, got one of shape "
+                    f"{leaf.shape}."
+                )
+            _check_finite("context", leaf)
+    elif context is not None:
         context = _as_float("context", context)
         if context.shape != (n, flow.context_dim):
             hint = " A scalar covariate needs a last axis: context[:, None]."
@@ -407,12 +431,13 @@ def _moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndar
 
 def _whiten(
     x: np.ndarray,
-    context: np.ndarray | None,
+    context: Any,
     weights: np.ndarray,
     previous: Standardized | None,
     support: list[NumPyroTransform],
     standardize: bool,
-) -> tuple[dict[str, np.ndarray], tuple[Any, ...] | None, np.ndarray]:
+    embedded: bool,
+) -> tuple[dict[str, Any], tuple[Any, ...] | None, np.ndarray]:
     """Rows as the core sees them, the standardisation's numbers, and log|det| of each row."""
     dtype = jnp.result_type(float)
     log_det = np.zeros(len(x))
@@ -432,21 +457,32 @@ def _whiten(
     # Rows of weight 0 go: no split or batch is then of weight 0, and their density is no matter.
     keep = weights > 0
     x, weights, log_det = x[keep], weights[keep], log_det[keep]
-    context = None if context is None else context[keep]
+    context = jax.tree.map(lambda array: array[keep], context)
     numbers: tuple[Any, ...] | None = None
     if standardize:
-        context_numbers = () if context is None else _moments("context", context, weights)
-        numbers = (*_moments("x", x, weights), *context_numbers)
+        context_numbers = (
+            () if embedded or context is None else _moments("context", context, weights)
+        )
+        loc, scale = _moments("x", x, weights)
+        if x.ndim == 2 and support:
+            # The circle has its own units and no place to start from.
+            circular = np.array(angles(support[-1].codomain, x.shape[1]))
+            loc, scale = np.where(circular, 0, loc), np.where(circular, 1, scale)
+        numbers = (loc, scale, *context_numbers)
     elif previous is not None:
         fixed = (previous.loc, previous.scale, previous.context_loc, previous.context_scale)
         numbers = tuple(np.asarray(number.value) for number in fixed)
     if numbers is not None:
         x = (x.astype(float) - numbers[0]) / numbers[1]
         log_det = log_det - np.log(numbers[1].astype(float)).sum()
-        if context is not None:
+        if not embedded and context is not None:
             context = (context.astype(float) - numbers[2]) / numbers[3]
     arrays = {"x": x, "weights": weights} | ({} if context is None else {"context": context})
-    return {name: array.astype(dtype) for name, array in arrays.items()}, numbers, log_det
+
+    def cast(array: np.ndarray) -> np.ndarray:
+        return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
+
+    return jax.tree.map(cast, arrays), numbers, log_det
 
 
 def _losses(params: Any, rest: Any, batch: dict[str, Array]) -> Array:

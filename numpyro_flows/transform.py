@@ -17,6 +17,7 @@ right event shape, with the context of the right width and ``x`` broadcast again
 
 import abc
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import equinox as eqx
@@ -30,6 +31,7 @@ from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import array_equiv
 
 from .checks import check_context, check_event_shape, check_float
+from .nn import columns, rows
 
 _CONTRACT = ("forward_and_log_det", "inverse_and_log_det")
 
@@ -55,7 +57,7 @@ def _checked(method: Any, forward: bool) -> Any:
         shape = self.event_shape if forward else self.out_shape
         array = check_float(f"{owner} input", value)
         check_event_shape(f"{owner} input", array.shape, shape)
-        context = check_context(owner, context, self.context_dim)
+        context = self.read_context(context)
         if context is not None:
             batch = jnp.broadcast_shapes(array.shape[: array.ndim - len(shape)], context.shape[:-1])
             array = jnp.broadcast_to(array, batch + shape)
@@ -108,6 +110,10 @@ class FlowTransform(_Contract, eqx.Module, Transform):
         """Width of the context, 0 for none."""
         return 0
 
+    def read_context(self, context: Any) -> Array | None:
+        """The context as the contract's methods receive it, ``(*batch, context_dim)``, checked."""
+        return check_context(type(self).__name__, context, self.context_dim)
+
     @abc.abstractmethod
     def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``x`` of shape ``(*batch, *event_shape)`` to ``(y, log|det dy/dx|)``."""
@@ -115,6 +121,34 @@ class FlowTransform(_Contract, eqx.Module, Transform):
     @abc.abstractmethod
     def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``y`` of shape ``(*batch, *out_shape)`` to ``(x, log|det dx/dy|)``."""
+
+    # The same for vectors as columns, ``(dim, rows)``, with the context ``(context_dim, rows or
+    # 1)``. Layers are written in this layout and compositions stay in it from layer to layer.
+
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        """``x`` of shape ``(dim, rows)`` to ``y`` and the log-determinants, ``(rows,)``."""
+        y, log_det = self.forward_and_log_det(x.T, None if context is None else context.T)
+        return y.T, log_det
+
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        """``y`` of shape ``(dim, rows)`` to ``x`` and the log-determinants, ``(rows,)``."""
+        x, log_det = self.inverse_and_log_det(y.T, None if context is None else context.T)
+        return x.T, log_det
+
+    def _initialized(
+        self, value: Array, context: Array | None, forward: bool
+    ) -> tuple["FlowTransform", Array]:
+        """Part of ``nf.initialize``: the transform set from data, and the data mapped by it.
+
+        A transform that nothing sets from data is returned as it is; one that holds others
+        overrides this to pass the data through them.
+
+        :param value: rows, ``(n, *event_shape)`` if ``forward``, else ``(n, *out_shape)``.
+        :param context: as for the two methods above.
+        :param forward: the direction in which the data go.
+        """
+        step = self.forward_and_log_det if forward else self.inverse_and_log_det
+        return self, step(value, context)[0]
 
     # NumPyro's protocol.
 
@@ -167,6 +201,41 @@ class FlowTransform(_Contract, eqx.Module, Transform):
         return equal
 
 
+class ColumnTransform(FlowTransform):
+    """A transform of vectors, written for columns as in ``FlowTransform.forward_columns``.
+
+    Coordinates first and rows last is the layout in which the gradient of a weight is a product of
+    contiguous matrices (see ``nn.py``). A subclass implements ``forward_columns`` and
+    ``inverse_columns`` in place of the two methods of the contract.
+    """
+
+    @abc.abstractmethod
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        """``x`` of shape ``(dim, rows)`` to ``y`` and the log-determinants, ``(rows,)``."""
+
+    @abc.abstractmethod
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        """``y`` of shape ``(dim, rows)`` to ``x`` and the log-determinants, ``(rows,)``."""
+
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return in_columns(self.forward_columns, x, context)
+
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return in_columns(self.inverse_columns, y, context)
+
+
+def in_columns(
+    step: Callable[[Array, Array | None], tuple[Array, Array]],
+    value: Array,
+    context: Array | None,
+) -> tuple[Array, Array]:
+    """Apply ``step``, written for columns, to ``(*batch, dim)``."""
+    batch = value.shape[:-1]
+    context = None if context is None else columns(context, batch)
+    result, log_det = step(columns(value, batch), context)
+    return rows(result, batch), log_det.reshape(batch)
+
+
 class Inverse(FlowTransform):
     """The inverse of a transform: data to base where the original goes base to data.
 
@@ -199,6 +268,18 @@ class Inverse(FlowTransform):
 
     def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.forward_and_log_det(y, context)
+
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self.transform.inverse_columns(x, context)
+
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self.transform.forward_columns(y, context)
+
+    def _initialized(
+        self, value: Array, context: Array | None, forward: bool
+    ) -> tuple[FlowTransform, Array]:
+        transform, value = self.transform._initialized(value, context, not forward)
+        return Inverse(transform), value
 
     @property
     def domain(self) -> Constraint:
@@ -235,7 +316,8 @@ class Conditioned(FlowTransform):
     broadcast it), so a distribution built on it has one independent row per context.
 
     :param transform: a transform with ``context_dim > 0``.
-    :param context: floating array of shape ``(*batch, context_dim)``; gradients flow to it.
+    :param context: floating array of shape ``(*batch, context_dim)``, or the pytree that an
+        :class:`Embedded` transform reads; gradients flow to it.
     :raises ValueError: if the transform takes no context or the width is wrong.
     :raises TypeError: if the context is not floating.
     """
@@ -243,11 +325,11 @@ class Conditioned(FlowTransform):
     transform: FlowTransform
     context: Fixed
 
-    def __init__(self, transform: FlowTransform, context: ArrayLike):
+    def __init__(self, transform: FlowTransform, context: Any):
         self.transform = transform
-        self.context = Fixed(
-            check_context(type(transform).__name__, context, transform.context_dim)
-        )
+        context = jax.tree.map(jnp.asarray, context)
+        self.context = Fixed(context)
+        self._context_shape()  # to hear of a wrong one here
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -267,12 +349,91 @@ class Conditioned(FlowTransform):
     def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.inverse_and_log_det(y, self.context.value)
 
+    def _initialized(
+        self, value: Array, context: Array | None, forward: bool
+    ) -> tuple[FlowTransform, Array]:
+        transform, value = self.transform._initialized(value, self.context.value, forward)
+        return Conditioned(transform, self.context.value), value
+
+    def _context_shape(self) -> tuple[int, ...]:
+        read = self.transform.read_context
+        return jax.eval_shape(lambda context: read(context), self.context.value).shape
+
     def _broadcast(self, shape: tuple[int, ...], event: tuple[int, ...]) -> tuple[int, ...]:
         batch = shape[: len(shape) - len(event)]
-        return jnp.broadcast_shapes(batch, self.context.value.shape[:-1]) + event
+        return jnp.broadcast_shapes(batch, self._context_shape()[:-1]) + event
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._broadcast(super().forward_shape(shape), self.out_shape)
 
     def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self._broadcast(super().inverse_shape(shape), self.event_shape)
+
+
+class Embedded(FlowTransform):
+    """A transform whose context is what a network makes of any pytree.
+
+    Images, sets, several arrays: the network turns them into the vector that the transform reads,
+    and trains with it. It must be the outermost part of a flow (``flow.embed(network)``).
+
+    :param transform: a transform with ``context_dim > 0``.
+    :param network: a pytree of arrays that is called with the context, whose leaves have the batch
+        axes first, and returns ``(*batch, context_dim)``; :class:`numpyro_flows.nn.Embedding` is
+        one for arrays of known shapes.
+    :raises ValueError: if the transform takes no context, or the network returns another width.
+    :raises TypeError: for a network that cannot be called.
+
+    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
+    >>> example = {"dose": jnp.zeros(()), "curve": jnp.zeros(5)}
+    >>> network = nf.nn.Embedding(jax.random.key(0), example, 3, hidden=(8,))
+    >>> flow = nf.realnvp(jax.random.key(1), 2, context_dim=3).embed(network)
+    >>> flow.condition({"dose": jnp.ones(4), "curve": jnp.ones((4, 5))}).batch_shape
+    (4,)
+    """
+
+    transform: FlowTransform
+    network: Callable[[Any], Array]
+
+    def __check_init__(self):
+        if not self.transform.context_dim:
+            raise ValueError(
+                f"Embedded: expected a conditional transform, got {type(self.transform).__name__} "
+                "without a context. Build it with `context_dim=...`."
+            )
+        if not callable(self.network):
+            raise TypeError(
+                f"network: expected something to call, got {type(self.network).__name__}."
+            )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.transform.event_shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.transform.out_shape
+
+    @property
+    def context_dim(self) -> int:
+        return self.transform.context_dim
+
+    @property
+    def codomain(self) -> Constraint:
+        return self.transform.codomain
+
+    def read_context(self, context: Any) -> Array | None:
+        if context is None:
+            return super().read_context(None)
+        return check_context("The network's result", self.network(context), self.context_dim)
+
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self.transform.forward_and_log_det(x, context)
+
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self.transform.inverse_and_log_det(y, context)
+
+    def _initialized(
+        self, value: Array, context: Array | None, forward: bool
+    ) -> tuple[FlowTransform, Array]:
+        transform, value = self.transform._initialized(value, self.read_context(context), forward)
+        return Embedded(transform, self.network), value

@@ -6,23 +6,40 @@ entry here.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Normal, StudentT, biject_to, constraints
 
 import numpyro_flows as nf
-from numpyro_flows.elementwise import Affine, Shift
+from numpyro_flows.elementwise import (
+    Affine,
+    DeepSigmoid,
+    HeavyTail,
+    RationalQuadraticSpline,
+    Shift,
+    SinhArcsinh,
+)
 
 SMALL = {"depth": 3, "hidden": (8, 8)}
 
 
 def shake(tree, key, scale=0.3):
-    """Add N(0, scale^2 / fan-in) to the parameters; a vector's fan-in is 1."""
+    """Add N(0, scale^2 / fan-in) to the parameters; a vector's fan-in is 1.
+
+    By NumPy: JAX would compile a program for every shape.
+    """
+
+    def fan_in(leaf):
+        return max(1, leaf.shape[-1] * (leaf.ndim > 1))
+
     params, rest = nf.partition(tree)
     leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     shaken = [
-        leaf
-        + scale * jax.random.normal(k, leaf.shape) / max(1, leaf.shape[-1] * (leaf.ndim > 1)) ** 0.5
-        for k, leaf in zip(keys, leaves, strict=True)
+        jnp.asarray(
+            leaf + scale * rng.normal(size=leaf.shape) / fan_in(leaf) ** 0.5,
+            leaf.dtype,
+        )
+        for leaf in map(np.asarray, leaves)
     ]
     return nf.combine(jax.tree.unflatten(structure, shaken), rest)
 
@@ -35,12 +52,32 @@ def transform(recipe, dim, **config):
     return flow(recipe, dim, **config).transform
 
 
+def layer(cls, dim, *args, **config):
+    if cls is not nf.BlockAutoregressive:
+        config = {"hidden": (8,), **config}
+    return shake(cls(jax.random.key(0), dim, *args, **config), jax.random.key(1))
+
+
 def coupling(dim, map, **config):
-    return shake(nf.Coupling(jax.random.key(0), dim, map, hidden=(8,), **config), jax.random.key(1))
+    return layer(nf.Coupling, dim, map, **config)
 
 
 def points(dim, n=6, seed=2):
     return jax.random.normal(jax.random.key(seed), (n, dim))
+
+
+def stacked(build, depth=3):
+    return jax.jit(jax.vmap(build))(jax.random.split(jax.random.key(0), depth))
+
+
+def glow_like(dim):
+    def step(key):
+        return nf.Chain(
+            [nf.ActNorm(dim), nf.LULinear(dim), nf.Coupling(key, dim, Affine(), hidden=(8,))]
+        )
+
+    layers = stacked(step)
+    return shake(nf.Scan(layers, [range(dim)[::-1]] * 3), jax.random.key(1))
 
 
 # class -> {label: () -> (transform, x, context)}
@@ -55,6 +92,95 @@ CASES = {
             points(1),
             points(2, seed=3),
         ),
+        "residual": lambda: (coupling(3, Affine(), residual=True), points(3), None),
+        "spline": lambda: (coupling(3, RationalQuadraticSpline(5)), points(3), None),
+        "sinh-arcsinh": lambda: (coupling(3, SinhArcsinh()), points(3), None),
+        "deep sigmoid": lambda: (coupling(2, DeepSigmoid(4, 2)), points(2), None),
+    },
+    nf.MaskedAutoregressive: {
+        "affine": lambda: (layer(nf.MaskedAutoregressive, 4, Affine()), points(4), None),
+        "narrow, context": lambda: (
+            layer(nf.MaskedAutoregressive, 5, Affine(), hidden=(2, 3), context_dim=2),
+            points(5),
+            points(2, seed=3),
+        ),
+        "residual, order": lambda: (
+            layer(
+                nf.MaskedAutoregressive,
+                3,
+                RationalQuadraticSpline(4),
+                hidden=(6, 6),
+                residual=True,
+                order=(2, 0, 1),
+            ),
+            points(3),
+            None,
+        ),
+        "graph": lambda: (
+            layer(
+                nf.MaskedAutoregressive,
+                4,
+                DeepSigmoid(3),
+                hidden=(12,),
+                parents=((1, 3), (), (0,), (1,)),
+            ),
+            points(4),
+            None,
+        ),
+        "dim=1": lambda: (layer(nf.MaskedAutoregressive, 1, Affine()), points(1), None),
+    },
+    nf.BlockAutoregressive: {
+        "two layers": lambda: (
+            layer(nf.BlockAutoregressive, 3, hidden_factors=(4, 3)),
+            points(3),
+            None,
+        ),
+        "dim=1, context": lambda: (
+            layer(nf.BlockAutoregressive, 1, hidden_factors=(4,), context_dim=2, hidden=(4,)),
+            points(1),
+            points(2, seed=3),
+        ),
+    },
+    nf.Planar: {
+        "tanh": lambda: (layer(nf.Planar, 3), points(3), None),
+        "leaky ReLU, context": lambda: (
+            layer(nf.Planar, 2, activation="leaky_relu", context_dim=2),
+            points(2),
+            points(2, seed=3),
+        ),
+    },
+    nf.Sylvester: {
+        "": lambda: (layer(nf.Sylvester, 4, num_ridges=3), points(4), None),
+        "context": lambda: (
+            layer(nf.Sylvester, 2, activation="elu", context_dim=2),
+            points(2),
+            points(2, seed=3),
+        ),
+    },
+    nf.Radial: {
+        "": lambda: (layer(nf.Radial, 3), points(3), None),
+        "dim=1, context": lambda: (
+            layer(nf.Radial, 1, context_dim=2),
+            points(1),
+            points(2, seed=3),
+        ),
+    },
+    nf.Elementwise: {
+        "heavy tail": lambda: (layer(nf.Elementwise, 3, HeavyTail()), points(3), None),
+        "context": lambda: (
+            layer(nf.Elementwise, 2, SinhArcsinh(), context_dim=2),
+            points(2),
+            points(2, seed=3),
+        ),
+    },
+    nf.Embedded: {
+        "": lambda: (
+            flow(nf.realnvp, 3, context_dim=2)
+            .embed(nf.nn.Embedding(jax.random.key(3), jnp.zeros(2), 2, hidden=(4,)))
+            .transform,
+            points(3),
+            points(2, seed=3),
+        ),
     },
     nf.Scan: {
         "realnvp": lambda: (transform(nf.realnvp, 5), points(5), None),
@@ -65,6 +191,12 @@ CASES = {
             points(1, seed=3),
         ),
         "nice": lambda: (transform(nf.nice, 3, rescale=False), points(3), None),
+        "LU and couplings": lambda: (glow_like(3), points(3), None),
+        "no permutations": lambda: (
+            shake(nf.Scan(stacked(lambda k: nf.ActNorm((2, 2, 3)))), jax.random.key(1)),
+            points(12).reshape(6, 2, 2, 3),
+            None,
+        ),
     },
     nf.Chain: {
         "nice, rescaled": lambda: (transform(nf.nice, 4, permutation="reverse"), points(4), None),
@@ -74,9 +206,48 @@ CASES = {
             points(2, seed=3),
         ),
         "simplex": lambda: (transform(nf.realnvp, 3, support=constraints.simplex), points(3), None),
+        "angles": lambda: (
+            transform(
+                nf.nsf, 3, support=(constraints.circular, constraints.positive, constraints.real)
+            ),
+            points(3).at[:, 0].set(jnp.linspace(-3, 3, 6)),
+            None,
+        ),
     },
     nf.DiagonalScale: {
         "": lambda: (shake(nf.DiagonalScale(3), jax.random.key(1)), points(3), None),
+    },
+    nf.Permutation: {
+        "": lambda: (nf.Permutation((2, 0, 3, 1)), points(4), None),
+    },
+    nf.TriangularAffine: {
+        "": lambda: (shake(nf.TriangularAffine(4), jax.random.key(1)), points(4), None),
+    },
+    nf.LULinear: {
+        "": lambda: (shake(nf.LULinear(4), jax.random.key(1)), points(4), None),
+    },
+    nf.Householder: {
+        "": lambda: (
+            shake(nf.Householder(jax.random.key(0), 5), jax.random.key(1), scale=2.0),
+            points(5),
+            None,
+        ),
+    },
+    nf.Orthogonal: {
+        "cayley": lambda: (shake(nf.Orthogonal(4), jax.random.key(1), 2.0), points(4), None),
+        "expm": lambda: (
+            shake(nf.Orthogonal(4, method="expm"), jax.random.key(1), 2.0),
+            points(4),
+            None,
+        ),
+    },
+    nf.ActNorm: {
+        "": lambda: (shake(nf.ActNorm(3), jax.random.key(1)), points(3), None),
+        "image": lambda: (
+            shake(nf.ActNorm((2, 2, 3)), jax.random.key(1)),
+            points(12).reshape(6, 2, 2, 3),
+            None,
+        ),
     },
     nf.Inverse: {
         "": lambda: (transform(nf.realnvp, 3).inv, points(3), None),

@@ -1,5 +1,12 @@
 """Shared fixtures and helpers."""
 
+import os
+
+# Most of the suite's time is spent compiling small programs; optimising them does not pay.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
+
 import jax
 import jax.numpy as jnp
 import pytest

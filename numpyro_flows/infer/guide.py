@@ -1,5 +1,7 @@
 """Any flow as an automatic guide."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,16 @@ from ..transform import FlowTransform
 from ..transforms import Standardized
 
 
+def _sampling_side(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
+    """The recipe with the direction in which sampling is fast, where that was left open."""
+    try:
+        has_choice = "inverse" in inspect.signature(recipe).parameters
+    except (TypeError, ValueError):  # some callables tell no signature
+        return recipe
+    said = isinstance(recipe, functools.partial) and "inverse" in recipe.keywords
+    return functools.partial(recipe, inverse=False) if has_choice and not said else recipe
+
+
 class AutoFlow(AutoContinuous):
     r"""Automatic guide with a flow over the unconstrained latent space.
 
@@ -31,8 +43,9 @@ class AutoFlow(AutoContinuous):
 
     :param model: a NumPyro model with continuous latent sites.
     :param flow: a recipe, or any ``key, dim -> FlowDistribution`` onto the real vectors; settings
-        enter by ``functools.partial(nf.realnvp, depth=4)``. The guide samples from it, so it
-        should be one whose sampling direction is fast.
+        enter by ``functools.partial(nf.realnvp, depth=4)``. The guide samples from it, so a
+        recipe with a choice of direction (``inverse``) is asked for fast sampling, unless the
+        settings say otherwise, and ``nf.iaf`` serves better than ``nf.maf``.
     :param prefix: prefix of the guide's parameter sites ``prefix_flow$params``, ``prefix_loc``
         and ``prefix_scale``.
     :param init_loc_fn: NumPyro's initialisation strategy for m.
@@ -73,7 +86,7 @@ class AutoFlow(AutoContinuous):
             )
         if not init_scale > 0:
             raise ValueError(f"init_scale: expected a positive number, got {init_scale}.")
-        self._recipe = flow
+        self._recipe = _sampling_side(flow)
         self._init_scale = init_scale
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 

@@ -1,16 +1,42 @@
 """The transforms, one idea per file."""
 
+from .autoregressive import MaskedAutoregressive
+from .bnaf import BlockAutoregressive
 from .compose import Chain, Scan, Stacked
 from .coupling import Coupling
+from .elementwise import Elementwise
 from .fixed import NumPyroTransform, Standardized
-from .linear import DiagonalScale
+from .linear import (
+    DiagonalScale,
+    Householder,
+    LULinear,
+    Orthogonal,
+    Permutation,
+    TriangularAffine,
+)
+from .normalization import ActNorm
+from .planar import Planar, Ridge, Sylvester
+from .radial import Radial
 
 __all__ = [
+    "ActNorm",
+    "BlockAutoregressive",
     "Chain",
     "Coupling",
     "DiagonalScale",
+    "Elementwise",
+    "Householder",
+    "LULinear",
+    "MaskedAutoregressive",
     "NumPyroTransform",
+    "Orthogonal",
+    "Permutation",
+    "Planar",
+    "Radial",
+    "Ridge",
     "Scan",
     "Stacked",
     "Standardized",
+    "Sylvester",
+    "TriangularAffine",
 ]

@@ -10,7 +10,7 @@ from jax import Array
 from numpyro.distributions.constraints import Constraint
 
 from ..checks import check_size
-from ..transform import FlowTransform
+from ..transform import FlowTransform, in_columns
 
 
 class Chain(FlowTransform):
@@ -74,19 +74,41 @@ class Chain(FlowTransform):
     def codomain(self) -> Constraint:
         return self.parts[-1].codomain
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _through(
+        self, value: Array, context: Array | None, forward: bool, kind: str
+    ) -> tuple[Array, Array]:
         total: Array | float = 0.0
-        for part in self.parts:
-            x, log_det = part.forward_and_log_det(x, context if part.context_dim else None)
+        for part in self.parts if forward else reversed(self.parts):
+            step = getattr(part, ("forward" if forward else "inverse") + kind)
+            value, log_det = step(value, context if part.context_dim else None)
             total = total + log_det
-        return x, jnp.asarray(total)
+        return value, jnp.asarray(total)
+
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(x, context, True, "_and_log_det")
 
     def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        total: Array | float = 0.0
-        for part in reversed(self.parts):
-            y, log_det = part.inverse_and_log_det(y, context if part.context_dim else None)
-            total = total + log_det
-        return y, jnp.asarray(total)
+        return self._through(y, context, False, "_and_log_det")
+
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(x, context, True, "_columns")
+
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(y, context, False, "_columns")
+
+    def _initialized(
+        self, value: Array, context: Array | None, forward: bool
+    ) -> tuple[FlowTransform, Array]:
+        order = 1 if forward else -1
+        parts = []
+        for part in self.parts[::order]:
+            part, value = part._initialized(value, context if part.context_dim else None, forward)
+            parts.append(part)
+        return Chain(parts[::order]), value
+
+
+def _permuted(value: Array, permutation: Array | None, axis: int = -1) -> Array:
+    return value if permutation is None else jnp.take(value, permutation, axis)
 
 
 class Scan(FlowTransform):
@@ -96,36 +118,50 @@ class Scan(FlowTransform):
     ``jax.lax.scan``: compile time and program size do not grow with their number. Permutations
     differ between layers but are no parameters; they are scanned as constants.
 
-    :param layers: a transform of event shape ``(dim,)``, its leaves stacked along a leading axis,
-        as ``jax.vmap`` of a constructor returns it.
-    :param permutations: one permutation of ``range(dim)`` per layer: coordinate ``i`` after the
-        layer is coordinate ``permutation[i]`` before it.
-    :raises ValueError: if a permutation is not one of ``range(dim)``, or the numbers of layers and
-        permutations differ.
+    :param layers: a transform whose events keep their shape, its leaves stacked along a leading
+        axis, as ``jax.vmap`` of a constructor returns it.
+    :param permutations: one permutation of ``range(dim)`` per layer of event shape ``(dim,)``:
+        coordinate ``i`` after the layer is coordinate ``permutation[i]`` before it. None for
+        layers that mix coordinates by themselves: :math:`y = T_n \dots T_1(x)`.
+    :raises ValueError: if a permutation is not one of ``range(dim)``, the numbers of layers and
+        permutations differ, or there are neither permutations nor leaves to count layers by.
     """
 
     layers: FlowTransform
-    permutations: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    permutations: tuple[tuple[int, ...], ...] | None = eqx.field(static=True)
 
-    def __init__(self, layers: FlowTransform, permutations: Sequence[Sequence[int]]):
+    def __init__(self, layers: FlowTransform, permutations: Sequence[Sequence[int]] | None = None):
         self.layers = layers
-        self.permutations = tuple(tuple(int(i) for i in p) for p in permutations)
-        check_size("Scan: number of permutations", len(self.permutations))
-        if len(layers.event_shape) != 1 or layers.out_shape != layers.event_shape:
+        if layers.out_shape != layers.event_shape or (
+            permutations is not None and len(layers.event_shape) != 1
+        ):
             raise ValueError(
-                "Scan: expected layers that map vectors to vectors of the same size, got "
-                f"{layers.event_shape} to {layers.out_shape}."
+                "Scan: expected layers that map vectors (or, without permutations, any events) to "
+                f"events of the same shape, got {layers.event_shape} to {layers.out_shape}."
             )
-        for permutation in self.permutations:
+        leading = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(layers)]
+        if permutations is None:
+            self.permutations = None
+            if not any(leading):
+                raise ValueError(
+                    "Scan: expected leaves with a leading axis, whose size is the number of "
+                    f"layers, got {len(leading)} leaves without one. Build the layers under "
+                    "`jax.vmap`, or pass one permutation per layer."
+                )
+            num_layers = check_size("Scan: number of layers", *max(leading))
+        else:
+            self.permutations = tuple(tuple(int(i) for i in p) for p in permutations)
+            num_layers = check_size("Scan: number of permutations", len(self.permutations))
+        for permutation in self.permutations or ():
             if sorted(permutation) != list(range(layers.event_shape[0])):
                 raise ValueError(
                     f"Scan: expected permutations of range({layers.event_shape[0]}), "
                     f"got {permutation}."
                 )
         for leaf in jax.tree.leaves(layers):
-            if jnp.shape(leaf)[:1] != (len(self.permutations),):
+            if jnp.shape(leaf)[:1] != (num_layers,):
                 raise ValueError(
-                    f"Scan: every leaf needs a leading axis of {len(self.permutations)} layers, "
+                    f"Scan: every leaf needs a leading axis of {num_layers} layers, "
                     f"got a leaf of shape {jnp.shape(leaf)}. Build the layers under `jax.vmap`."
                 )
 
@@ -137,26 +173,64 @@ class Scan(FlowTransform):
     def context_dim(self) -> int:
         return self.layers.context_dim
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        def step(carry, scanned):
-            x, total = carry
-            layer, permutation = scanned
-            y, log_det = layer.forward_and_log_det(x, context)
-            return (y[..., permutation], total + log_det), None
+    def _steps(self, forward: bool) -> tuple[FlowTransform, np.ndarray | None]:
+        """The layers and what permutes their coordinates, as the scan slices them."""
+        if self.permutations is None:
+            return self.layers, None
+        permutations = np.array(self.permutations)
+        return self.layers, permutations if forward else np.argsort(permutations, axis=-1)
 
-        start = (x, jnp.zeros(x.shape[:-1], x.dtype))
-        return jax.lax.scan(step, start, (self.layers, np.array(self.permutations)))[0]
+    def _through(
+        self, value: Array, context: Array | None, forward: bool, kind: str
+    ) -> tuple[Array, Array]:
+        method = ("forward" if forward else "inverse") + kind
+        axis, batch = (
+            (0, value.shape[1:])
+            if kind == "_columns"
+            else (-1, value.shape[: value.ndim - len(self.event_shape)])
+        )
+
+        def step(carry, scanned):
+            value, total = carry
+            layer, permutation = scanned
+            if not forward:
+                value = _permuted(value, permutation, axis)
+            value, log_det = getattr(layer, method)(value, context)
+            if forward:
+                value = _permuted(value, permutation, axis)
+            return (value, total + log_det), None
+
+        start = (value, jnp.zeros(batch, value.dtype))
+        return jax.lax.scan(step, start, self._steps(forward), reverse=not forward)[0]
+
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        if len(self.event_shape) == 1:
+            return in_columns(self.forward_columns, x, context)
+        return self._through(x, context, True, "_and_log_det")
 
     def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        def step(carry, scanned):
-            y, total = carry
-            layer, permutation = scanned
-            x, log_det = layer.inverse_and_log_det(y[..., permutation], context)
-            return (x, total + log_det), None
+        if len(self.event_shape) == 1:
+            return in_columns(self.inverse_columns, y, context)
+        return self._through(y, context, False, "_and_log_det")
 
-        start = (y, jnp.zeros(y.shape[:-1], y.dtype))
-        inverses = np.argsort(np.array(self.permutations), axis=-1)
-        return jax.lax.scan(step, start, (self.layers, inverses), reverse=True)[0]
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(x, context, True, "_columns")
+
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(y, context, False, "_columns")
+
+    def _initialized(
+        self, value: Array, context: Array | None, forward: bool
+    ) -> tuple[FlowTransform, Array]:
+        def step(value, scanned):
+            layer, permutation = scanned
+            if not forward:
+                value = _permuted(value, permutation)
+            layer, value = layer._initialized(value, context, forward)
+            return _permuted(value, permutation) if forward else value, layer
+
+        value, layers = jax.lax.scan(step, value, self._steps(forward), reverse=not forward)
+        return Scan(layers, self.permutations), value
 
 
 class Stacked(FlowTransform):

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..checks import check_size
+from ..circular import features, mark, num_features
 from ..elementwise import ElementwiseMap
-from ..nn import MLP, columns, rows
-from ..transform import FlowTransform
+from ..nn import MLP
+from ..transform import ColumnTransform, Fixed
 
 
-class Coupling(FlowTransform):
+class Coupling(ColumnTransform):
     r"""Coupling layer: :math:`y_A = x_A`, :math:`y_B = g(x_B; \theta(x_A, c))`.
 
     A is the first ``dim // 2`` coordinates, B the others, g an elementwise map and :math:`\theta`
@@ -31,6 +32,8 @@ class Coupling(FlowTransform):
     :param hidden: widths of the network's hidden layers.
     :param context_dim: width of the context, 0 for none.
     :param activation: name of the network's activation.
+    :param residual: whether the hidden layers are residual blocks (of equal widths).
+    :param circular: flags of the coordinates that are angles, shape ``(dim,)``; see ``nf.nsf``.
     :raises ValueError: for sizes below 1 or an unknown activation.
 
     >>> import jax, jax.numpy as jnp
@@ -43,6 +46,7 @@ class Coupling(FlowTransform):
 
     map: ElementwiseMap
     conditioner: MLP
+    circular: Fixed | None
     dim: int = eqx.field(static=True)
     context_size: int = eqx.field(static=True)
 
@@ -55,18 +59,22 @@ class Coupling(FlowTransform):
         hidden: Sequence[int] = (64, 64),
         context_dim: int = 0,
         activation: str = "relu",
+        residual: bool = False,
+        circular: Array | None = None,
     ):
         self.dim = check_size("dim", dim)
         self.context_size = check_size("context_dim", context_dim, minimum=0)
         self.map = map
+        self.circular = None if circular is None else Fixed(circular)
         passing = dim // 2
         self.conditioner = MLP(
             key,
-            passing,
+            num_features(passing, circular),
             map.num_params * (dim - passing),
             hidden=hidden,
             context_size=context_dim,
             activation=activation,
+            residual=residual,
         )
 
     @property
@@ -78,16 +86,17 @@ class Coupling(FlowTransform):
         return self.context_size
 
     def _couple(self, step, value: Array, context: Array | None) -> tuple[Array, Array]:
-        batch = value.shape[:-1]
-        value = columns(value, batch)
-        passing, moving = jnp.split(value, [self.dim // 2])
-        params = self.conditioner(passing, None if context is None else columns(context, batch))
-        params = params.reshape(self.map.num_params, *moving.shape)
+        half = self.dim // 2
+        passing, moving = value[:half], value[half:]
+        flags = None if self.circular is None else self.circular.value
+        seen, kinds = (None, None) if flags is None else (flags[:half], flags[half:])
+        params = self.conditioner(features(passing, seen), context)
+        params = mark(self.map, params.reshape(self.map.num_params, *moving.shape), kinds)
         moved, log_det = step(moving, params)
-        return rows(jnp.concatenate([passing, moved]), batch), log_det.sum(0).reshape(batch)
+        return jnp.concatenate([passing, moved]), log_det.sum(0)
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self._couple(self.map.forward_and_log_det, x, context)
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self._couple(self.map.inverse_and_log_det, y, context)

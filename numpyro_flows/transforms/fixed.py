@@ -176,3 +176,15 @@ class Standardized(FlowTransform):
         y = (y - self.loc.value) / self.scale.value
         x, log_det = self.transform.inverse_and_log_det(y, self.standardize_context(context))
         return x, log_det - self.log_det
+
+    def _initialized(
+        self, value: Array, context: Array | None, forward: bool
+    ) -> tuple[FlowTransform, Array]:
+        context = self.standardize_context(context)
+        if forward:
+            transform, value = self.transform._initialized(value, context, True)
+            value = self.loc.value + self.scale.value * value
+        else:
+            value = (value - self.loc.value) / self.scale.value
+            transform, value = self.transform._initialized(value, context, False)
+        return eqx.tree_at(lambda t: t.transform, self, transform), value

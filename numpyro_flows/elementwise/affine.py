@@ -1,35 +1,10 @@
-r"""Elementwise maps: scalar bijections whose parameters come from a conditioner.
-
-A map is data, not a layer: ``Coupling`` and the autoregressive structures take any of them, so
-NICE is coupling x :class:`Shift` and RealNVP is coupling x :class:`Affine`. A new map needs
-``num_params`` and the two methods of :class:`ElementwiseMap`, nothing else.
-
-Parameters have shape ``(num_params, *shape)`` for values of any ``shape``, so each parameter is one
-contiguous slice of the conditioner's output. **All-zero parameters are the identity map.**
-"""
-
-import abc
+"""The affine maps: shift, and shift with scale."""
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
-
-class ElementwiseMap(eqx.Module):
-    """A strictly increasing scalar map with parameters; see the module's text for shapes."""
-
-    @property
-    @abc.abstractmethod
-    def num_params(self) -> int:
-        """Parameters per coordinate."""
-
-    @abc.abstractmethod
-    def forward_and_log_det(self, x: Array, params: Array) -> tuple[Array, Array]:
-        """``x`` of shape ``(*shape)`` to ``(y, log dy/dx)`` of the same shape."""
-
-    @abc.abstractmethod
-    def inverse_and_log_det(self, y: Array, params: Array) -> tuple[Array, Array]:
-        """``y`` of shape ``(*shape)`` to ``(x, log dx/dy)`` of the same shape."""
+from .base import ElementwiseMap, bounded, check_bound
 
 
 class Shift(ElementwiseMap):
@@ -76,24 +51,18 @@ class Affine(ElementwiseMap):
     log_scale_bound: float = eqx.field(static=True)
 
     def __init__(self, log_scale_bound: float = 1.0):
-        if not log_scale_bound > 0:
-            raise ValueError(
-                f"log_scale_bound: expected a positive number, got {log_scale_bound}. "
-                "A volume-preserving layer is `Shift`."
-            )
-        self.log_scale_bound = float(log_scale_bound)
+        self.log_scale_bound = check_bound(
+            "log_scale_bound", log_scale_bound, "A volume-preserving layer is `Shift`."
+        )
 
     @property
     def num_params(self) -> int:
         return 2
 
-    def _log_scale(self, params: Array) -> Array:
-        return self.log_scale_bound * jnp.tanh(params[1] / self.log_scale_bound)
-
     def forward_and_log_det(self, x: Array, params: Array) -> tuple[Array, Array]:
-        log_scale = self._log_scale(params)
+        log_scale = bounded(params[1], self.log_scale_bound)
         return x * jnp.exp(log_scale) + params[0], log_scale
 
     def inverse_and_log_det(self, y: Array, params: Array) -> tuple[Array, Array]:
-        log_scale = self._log_scale(params)
+        log_scale = bounded(params[1], self.log_scale_bound)
         return (y - params[0]) * jnp.exp(-log_scale), -log_scale

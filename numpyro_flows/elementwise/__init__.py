@@ -1,0 +1,40 @@
+r"""Elementwise maps: scalar bijections whose parameters come from a conditioner.
+
+A map is data, not a layer: ``Coupling``, ``Elementwise`` and the autoregressive structures take
+any of them, so NICE is coupling x :class:`Shift`, RealNVP is coupling x :class:`Affine`, and a
+neural spline flow is coupling x :class:`RationalQuadraticSpline`. A new map needs ``num_params``
+and the two methods of :class:`ElementwiseMap`, nothing else.
+
+Parameters have shape ``(num_params, *shape)`` for values of any ``shape``, so each parameter is one
+contiguous slice of the conditioner's output. **All-zero parameters are the identity map.**
+
+================================  ==================================  ====================
+map                               for                                 smoothness
+================================  ==================================  ====================
+:class:`Shift`                    volume-preserving layers            analytic
+:class:`Affine`                   the default                         analytic
+:class:`RationalQuadraticSpline`  detail within a bounded interval    once differentiable
+:class:`CircularSpline`           angles                              once differentiable
+:class:`SinhArcsinh`              skewness and tail weight            analytic
+:class:`DeepSigmoid`              several modes                       analytic
+:class:`HeavyTail`                power-law tails, as the last layer  twice differentiable
+================================  ==================================  ====================
+"""
+
+from .affine import Affine, Shift
+from .base import ElementwiseMap
+from .deep_sigmoid import DeepSigmoid
+from .heavy_tail import HeavyTail
+from .sinh_arcsinh import SinhArcsinh
+from .spline import CircularSpline, RationalQuadraticSpline
+
+__all__ = [
+    "Affine",
+    "CircularSpline",
+    "DeepSigmoid",
+    "ElementwiseMap",
+    "HeavyTail",
+    "RationalQuadraticSpline",
+    "Shift",
+    "SinhArcsinh",
+]

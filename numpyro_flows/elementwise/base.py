@@ -1,0 +1,39 @@
+"""What an elementwise map is, and how its parameters are bounded."""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+
+
+class ElementwiseMap(eqx.Module):
+    """A strictly increasing scalar map with parameters; see the package's text for shapes."""
+
+    @property
+    @abc.abstractmethod
+    def num_params(self) -> int:
+        """Parameters per coordinate."""
+
+    @abc.abstractmethod
+    def forward_and_log_det(self, x: Array, params: Array) -> tuple[Array, Array]:
+        """``x`` of shape ``(*shape)`` to ``(y, log dy/dx)`` of the same shape."""
+
+    @abc.abstractmethod
+    def inverse_and_log_det(self, y: Array, params: Array) -> tuple[Array, Array]:
+        """``y`` of shape ``(*shape)`` to ``(x, log dx/dy)`` of the same shape."""
+
+
+def check_bound(name: str, value: float, hint: str = "") -> float:
+    """Return ``value`` as a float if it is positive and finite.
+
+    :raises ValueError: if it is not.
+    """
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a positive number, got {value}. {hint}".rstrip())
+    return float(value)
+
+
+def bounded(raw: Array, bound: float) -> Array:
+    r"""The smooth bound :math:`c \tanh(h / c)`: slope 1 at zero, within :math:`\pm c`."""
+    return bound * jnp.tanh(raw / bound)

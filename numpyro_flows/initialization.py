@@ -1,0 +1,91 @@
+"""Data-dependent initialisation, a pure function from a flow and data to a flow."""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from .checks import check_context, check_float, is_real
+from .distribution import FlowDistribution
+from .transform import FlowTransform
+
+_Flow = TypeVar("_Flow", FlowDistribution, FlowTransform)
+
+
+def initialize(flow: _Flow, batch: ArrayLike, context: ArrayLike | None = None) -> _Flow:
+    r"""The flow with every :class:`~numpyro_flows.ActNorm` in it set from data.
+
+    The data go through the flow once, towards the base. Each ``ActNorm`` they meet is set so that
+    what it passes on has mean 0 and variance 1 in each channel over the batch; everything else,
+    base distribution included, stays as it is. The result follows from the arguments alone: a
+    second call with the same batch returns the same flow, and ``jax.jit(nf.initialize)`` works.
+
+    ``nf.fit`` standardises the data before a new flow sees them: initialise from rows of mean 0 and
+    scale 1, or call ``fit`` with ``standardize=False``.
+
+    Source: Kingma & Dhariwal (2018), arXiv:1807.03039, section 3.1.
+
+    :param flow: a ``FlowDistribution`` or ``FlowTransform``.
+    :param batch: rows of data, shape ``(n, *event_shape)`` with n at least 2; some hundred serve.
+    :param context: shape ``(n, context_dim)`` or ``(context_dim,)``, for a conditional flow whose
+        context is not bound.
+    :return: a flow of the same structure.
+    :raises ValueError: for fewer than 2 rows, a wrong shape, a missing or surplus context, and,
+        outside of ``jit``, rows that are not finite or outside the support.
+    :raises TypeError: for something else than a flow, or data that are not floating.
+
+    >>> import jax.numpy as jnp, numpyro_flows as nf
+    >>> t = nf.initialize(nf.ActNorm(1), jnp.array([[1.0], [3.0]]))
+    >>> t.inv(jnp.array([[1.0], [3.0]]))
+    Array([[-1.],
+           [ 1.]], dtype=float32)
+    """
+    if isinstance(flow, FlowDistribution):
+        transform = initialize(flow.transform, batch, context)
+        return FlowDistribution(flow.base_dist, transform, validate_args=flow._validate_args)
+    if not isinstance(flow, FlowTransform):
+        raise TypeError(
+            f"flow: expected a FlowDistribution or a FlowTransform, got {type(flow).__name__}."
+        )
+    rows = check_float("batch", batch)
+    if rows.ndim == 0 or rows.shape[1:] != flow.out_shape:
+        shape = ", ".join(("n", *map(str, flow.out_shape)))
+        raise ValueError(f"batch: expected shape ({shape}), got {rows.shape}.")
+    n = len(rows)
+    if n < 2:
+        raise ValueError(f"batch: expected at least 2 rows, which have a variance, got {n}.")
+    context = check_context("This flow", context, flow.context_dim)
+    if context is not None and context.shape[:-1] not in ((), (n,)):
+        raise ValueError(
+            f"context: expected shape ({n}, {flow.context_dim}), one row per row of the batch, "
+            f"got {context.shape}."
+        )
+    bound = flow.inverse_shape(flow.out_shape)
+    bound = bound[: len(bound) - len(flow.event_shape)]
+    if bound not in ((), (1,), (n,)):
+        raise ValueError(
+            f"batch: expected one row per bound context, got {n} rows for contexts of batch shape "
+            f"{bound}."
+        )
+    rows = rows.astype(jnp.result_type(float))
+    _check_rows("batch", jnp.isfinite(rows), "hold NaN or infinite values")
+    if context is not None:
+        context = context.astype(rows.dtype)
+        _check_rows("context", jnp.isfinite(jnp.atleast_2d(context)), "hold NaN or infinite values")
+    if not is_real(flow.codomain):
+        _check_rows("batch", flow.codomain(rows), f"lie outside the flow's support {flow.codomain}")
+    return _initialized(flow, rows, context)
+
+
+@jax.jit
+def _initialized(transform: FlowTransform, rows: Array, context: Array | None) -> FlowTransform:
+    return transform._initialized(rows, context, False)[0]
+
+
+def _check_rows(name: str, good: Array, what: str) -> None:
+    """Raise if some rows are bad and their values are known, as they are not under ``jit``."""
+    bad = ~good.reshape(len(good), -1).all(-1)
+    if not isinstance(bad, jax.core.Tracer) and bad.any():
+        raise ValueError(f"{name}: {int(bad.sum())} of {len(bad)} rows {what}; drop or mend them.")

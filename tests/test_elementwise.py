@@ -1,0 +1,572 @@
+"""The elementwise maps, judged by their formulas in NumPy and SciPy, quadrature and differences."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.optimize
+import scipy.special
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import numpyro_flows as nf
+from numpyro_flows.elementwise import (
+    Affine,
+    CircularSpline,
+    DeepSigmoid,
+    HeavyTail,
+    RationalQuadraticSpline,
+    Shift,
+    SinhArcsinh,
+)
+from numpyro_flows.elementwise.deep_sigmoid import _gains
+
+MAPS = {
+    "shift": Shift(),
+    "affine": Affine(),
+    "spline": RationalQuadraticSpline(),
+    "circular": CircularSpline(),
+    "sinh-arcsinh": SinhArcsinh(),
+    "deep sigmoid": DeepSigmoid(4),
+    "heavy tail": HeavyTail(),
+}
+every_map = pytest.mark.parametrize("map", MAPS.values(), ids=MAPS)
+
+
+def raw(map, *shape, scale=1.0, seed=0):
+    """Parameters of the map for values of this shape, N(0, scale^2)."""
+    return scale * np.random.default_rng(seed).normal(size=(map.num_params, *shape))
+
+
+@partial(jax.jit, static_argnums=0)
+def forward(map, x, params):
+    return map.forward_and_log_det(x, params)
+
+
+@partial(jax.jit, static_argnums=0)
+def inverse(map, y, params):
+    return map.inverse_and_log_det(y, params)
+
+
+def wrap(angle):
+    return (angle + np.pi) % (2 * np.pi) - np.pi
+
+
+# What all maps promise.
+
+
+@every_map
+def test_zero_is_the_identity(map, dtype):
+    x = jnp.linspace(-3.1, 3.1, 12, dtype=dtype)
+    zero = jnp.zeros((map.num_params, 12), dtype)
+    tolerance = 8 * float(jnp.finfo(dtype).eps)
+    for step in (forward, inverse):
+        y, log_det = step(map, x, zero)
+        assert y.dtype == log_det.dtype == dtype
+        np.testing.assert_allclose(y, x, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(log_det, 0, atol=tolerance)
+
+
+@every_map
+def test_parameters_have_gradients_at_zero(map):
+    x = jnp.array([-2.5, -1.0, 0.3, 1.7, 2.2])
+
+    def loss(params):
+        y, log_det = map.forward_and_log_det(x, params)
+        return (y * jnp.cos(x) + log_det * jnp.sin(2 * x)).sum()
+
+    gradient = np.abs(jax.jit(jax.grad(loss))(jnp.zeros((map.num_params, 5)))).max(1)
+    if isinstance(map, DeepSigmoid):  # the weights of equal units do not matter yet
+        gradient = gradient.reshape(map.num_layers, 3, map.num_units)[:, 1:]
+    assert (gradient > 1e-3).all()
+
+
+@every_map
+def test_log_derivatives_and_gradients(map, x64):
+    """Autodiff for the log-derivatives, differences for first and second derivatives."""
+    x, params = jnp.array([-1.9, -0.3, 0.4, 2.6]), jnp.asarray(raw(map, 4))
+    y, log_det = forward(map, x, params)
+    slope = jax.grad(lambda x: forward(map, x, params)[0].sum())(x)
+    np.testing.assert_allclose(log_det, np.log(slope), atol=1e-12)
+    back, inverse_log_det = inverse(map, y, params)
+    np.testing.assert_allclose(back, x, atol=1e-9)
+    np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-8)
+    slope = jax.grad(lambda y: inverse(map, y, params)[0].sum())(y)
+    np.testing.assert_allclose(inverse_log_det, np.log(slope), atol=1e-8)
+
+    @jax.jit
+    def gradient(point, direction):
+        def loss(point):
+            x, y, params = point
+            outs = *map.forward_and_log_det(x, params), *map.inverse_and_log_det(y, params)
+            return sum((out * jnp.cos(jnp.arange(4) + i)).sum() for i, out in enumerate(outs))
+
+        # reverse mode, and forward mode over it
+        return loss(point), *jax.jvp(jax.grad(loss), (point,), (direction,))
+
+    def dot(a, b):
+        return sum((u * v).sum() for u, v in zip(a, b, strict=True))
+
+    rng, h = np.random.default_rng(1), 1e-6
+    point, direction = (x, y, params), tuple(rng.normal(size=a.shape) for a in (x, y, params))
+    plus, minus = (
+        gradient(tuple(a + s * b for a, b in zip(point, direction, strict=True)), direction)
+        for s in (h, -h)
+    )
+    _, first, second = gradient(point, direction)
+    assert dot(first, direction) == pytest.approx((plus[0] - minus[0]) / (2 * h), rel=1e-6)
+    for a, b, c in zip(plus[1], minus[1], second, strict=True):
+        np.testing.assert_allclose(c, (a - b) / (2 * h), rtol=1e-5, atol=1e-4)
+
+
+@every_map
+def test_float32_stress(map):
+    """200,000 points to +-1e4: finite, increasing, invertible, finite gradients."""
+    n, m = 100, 2000
+    scale = np.geomspace(0.1, 5, n)[:, None]
+    params = jnp.asarray(raw(map, n, 1, scale=scale), jnp.float32)
+    params = jnp.broadcast_to(params, (map.num_params, n, m))
+    circular = isinstance(map, CircularSpline)
+    near, far = np.linspace(-5, 5, m // 2), np.geomspace(5, 1e4, m // 4)
+    grid = np.linspace(-np.pi, np.pi, m + 1)[:-1] if circular else [*-far[::-1], *near, *far]
+    x = jnp.broadcast_to(jnp.asarray(np.array(grid), jnp.float32), (n, m))
+    y, log_det = forward(map, x, params)
+    back, inverse_log_det = inverse(map, y, params)
+    for values in (y, log_det, back, inverse_log_det):
+        assert np.isfinite(values).all()
+
+    steps = np.diff(np.asarray(y, float))
+    size = 1 + np.abs(np.asarray(y, float))
+    if circular:
+        assert (y >= -np.pi).all()
+        assert (y < np.pi).all()
+        # All steps forward, and together not more than one turn.
+        assert (np.mod(steps + 1e-5, 2 * np.pi).sum(1) < 2 * np.pi + m * 1e-5).all()
+    else:
+        assert (steps > -1e-5 * size[:, 1:]).all()
+
+    error = np.abs(wrap(np.asarray(back - x, float)) if circular else np.asarray(back - x, float))
+    # Rounding of y, as far as x feels it: through the smallest slope nearby.
+    flattest = np.asarray(log_det, float)
+    flattest[:, 1:-1] = np.min([flattest[:, 2:], flattest[:, 1:-1], flattest[:, :-2]], axis=0)
+    assert (error <= 6e-6 * (1 + np.abs(np.array(grid)) + size * np.exp(-flattest))).all()
+
+    @jax.jit
+    def gradients(x, y, params):
+        def loss(x, y, params):
+            outs = *map.forward_and_log_det(x, params), *map.inverse_and_log_det(y, params)
+            return sum((out / (1 + jnp.abs(jax.lax.stop_gradient(out)))).sum() for out in outs)
+
+        return jax.grad(loss, (0, 1, 2))(x, y, params)
+
+    for gradient in gradients(x[:, ::20], y[:, ::20], params[..., ::20]):
+        assert np.isfinite(gradient).all()
+
+
+@every_map
+@pytest.mark.parametrize("value", [1e30, -1e30])
+def test_absurd_parameters_stay_finite(map, value):
+    if isinstance(map, Shift | Affine | SinhArcsinh):  # a shift of 1e30 is what it says
+        params = jnp.full((map.num_params, 3), value).at[0].set(0.0)
+    else:
+        params = jnp.full((map.num_params, 3), value)
+    x = jnp.array([-2.0, 0.1, 3.0])
+    for step in (forward, inverse):
+        y, log_det = step(map, x, params)
+        assert np.isfinite(log_det).all()
+        assert np.isfinite(y).all()
+        gradient = jax.grad(lambda x, step=step: sum(out.sum() for out in step(map, x, params)))
+        assert np.isfinite(gradient(x)).all()
+
+
+@every_map
+def test_float32_stays_float32_in_64_bit_mode(map, x64):
+    x, params = jnp.ones(2, jnp.float32), jnp.asarray(raw(map, 2), jnp.float32)
+    for step in (forward, inverse):
+        assert {str(out.dtype) for out in step(map, x, params)} == {"float32"}
+
+
+@every_map
+def test_any_shape(map):
+    x, params = jnp.array([[0.3, -1.2], [2.0, 0.0]]), jnp.asarray(raw(map, 2, 2))
+    for step in (forward, inverse):
+        y, log_det = step(map, x, params)
+        one = step(map, x[0, 1], params[:, 0, 1])
+        assert one[0].shape == one[1].shape == ()
+        np.testing.assert_allclose(one[0], y[0, 1], rtol=1e-5)
+        np.testing.assert_allclose(one[1], log_det[0, 1], rtol=1e-4, atol=1e-5)
+
+
+# The splines.
+
+
+def unit_spline(t, widths, heights, slopes):
+    """Durkan et al. (2019), eq. 4, at one t in [0, 1]."""
+    xs, ys = np.cumsum([0, *widths]), np.cumsum([0, *heights])
+    k = min(np.searchsorted(xs, t, side="right") - 1, len(widths) - 1)
+    s = heights[k] / widths[k]
+    xi = (t - xs[k]) / widths[k]
+    top = heights[k] * (s * xi**2 + slopes[k] * xi * (1 - xi))
+    return ys[k] + top / (s + (slopes[k + 1] + slopes[k] - 2 * s) * xi * (1 - xi))
+
+
+def shares(logits, minimum):
+    return minimum + (1 - len(logits) * minimum) * scipy.special.softmax(logits)
+
+
+def softplus(value, minimum):
+    return minimum + np.logaddexp(0, value + np.log(np.expm1(1 - minimum)))
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(2, 6), st.floats(0.5, 9.0), st.floats(0.0, 3.0), st.integers(0, 99))
+def test_spline_is_the_formula(num_bins, bound, scale, seed):
+    map = RationalQuadraticSpline(num_bins, bound, 0.02, 0.01, 0.03)
+    params = raw(map, scale=scale, seed=seed)
+    widths = shares(params[:num_bins], 0.02)
+    heights = shares(params[num_bins : 2 * num_bins], 0.01)
+    slopes = [1, *softplus(params[2 * num_bins :], 0.03), 1]
+    x = np.linspace(-bound, bound, 31)
+    expected = [
+        2 * bound * unit_spline((value + bound) / (2 * bound), widths, heights, slopes) - bound
+        for value in x
+    ]
+    columns = jnp.broadcast_to(params[:, None], (len(params), 31))
+    y, _ = map.forward_and_log_det(jnp.asarray(x, jnp.float32), jnp.asarray(columns, jnp.float32))
+    np.testing.assert_allclose(y, expected, atol=2e-5 * bound)
+
+
+def test_spline_inverse_is_the_root(x64):
+    map = RationalQuadraticSpline(5)
+    params = raw(map, scale=2.0)
+    columns = jnp.asarray(np.broadcast_to(params[:, None], (len(params), 9)))
+
+    def reach(x, y):
+        return forward(map, jnp.full(9, x), columns)[0][0] - y
+
+    ys = jnp.linspace(-3.9, 3.9, 9)
+    roots = [scipy.optimize.brentq(reach, -4, 4, args=(y,), xtol=1e-13) for y in ys]
+    np.testing.assert_allclose(inverse(map, ys, columns)[0], roots, atol=1e-10)
+
+
+def test_spline_is_smooth_at_its_ends_and_the_identity_outside(x64):
+    map = RationalQuadraticSpline(bound=2.0)
+    params = jnp.asarray(np.repeat(raw(map, 1), 6, axis=1))
+    x = jnp.array([-2 - 1e-9, -2, -2 + 1e-9, 2 - 1e-9, 2, 2 + 1e-9])
+    y, log_det = forward(map, x, params)
+    np.testing.assert_allclose(y, x, atol=1e-8)
+    np.testing.assert_allclose(log_det, 0, atol=1e-6)
+    far = jnp.array([-1e4, -5.0, 2.5, 7.0, 1e4, 1e30])
+    for step in (forward, inverse):
+        y, log_det = step(map, far, params)
+        np.testing.assert_array_equal(y, far)
+        np.testing.assert_array_equal(log_det, 0)
+    gradient = jax.grad(lambda p: forward(map, far, p)[0].sum())(params)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_gradients_of_a_spline_keep_few_numbers(x64):
+    """The derivative by hand is there for speed: no mask for each bin is kept."""
+    map = RationalQuadraticSpline(8)
+    x, params = jnp.zeros((3, 50)), jnp.zeros((map.num_params, 3, 50))
+    pull = jax.eval_shape(lambda *args: jax.vjp(map.inverse_and_log_det, *args)[1], x, params)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(pull)) / x.size
+    assert kept < map.num_params + 40
+
+
+@pytest.fixture(scope="module")
+def turned():
+    """A circular spline and its parameters, far from the identity."""
+    map = CircularSpline(6)
+    return map, raw(map, scale=0.7, seed=3)
+
+
+def circle_density(turned, base, n=20_000):
+    map, params = turned
+    y = jnp.linspace(-np.pi, np.pi, n, endpoint=False)
+    x, log_det = inverse(map, y, jnp.asarray(np.broadcast_to(params[:, None], (len(params), n))))
+    return np.exp(base(np.asarray(x)) + np.asarray(log_det))
+
+
+@pytest.mark.parametrize(
+    "base",
+    [scipy.stats.uniform(-np.pi, 2 * np.pi).logpdf, scipy.stats.vonmises(2.0, loc=1.0).logpdf],
+    ids=["uniform", "von Mises"],
+)
+def test_density_on_the_circle(turned, base, x64):
+    density = circle_density(turned, base)
+    assert np.mean(density) * 2 * np.pi == pytest.approx(1, abs=1e-6)
+    jumps = np.abs(np.diff([*density, density[0]])) / density.max()
+    assert jumps.max() < 0.01
+    assert jumps[-1] < 0.01
+
+
+def test_angles_are_taken_modulo_a_turn(turned, x64):
+    map, params = turned
+    x = jnp.array([-3.1, -1.0, 0.0, 2.0, 3.1])
+    params = jnp.asarray(np.broadcast_to(params[:, None], (len(params), 5)))
+    for step in (forward, inverse):
+        y, log_det = step(map, x, params)
+        for turns in (-3, 1):
+            again = step(map, x + 2 * np.pi * turns, params)
+            np.testing.assert_allclose(again[0], y, atol=1e-12)
+            np.testing.assert_allclose(again[1], log_det, atol=1e-10)
+
+
+def test_circular_spline_is_the_formula(turned, x64):
+    map, params = turned
+    slopes = softplus(params[12:18], 1e-3)
+    spline = partial(
+        unit_spline,
+        widths=shares(params[:6], 1e-3),
+        heights=shares(params[6:12], 1e-3),
+        slopes=[*slopes, slopes[0]],
+    )
+    x = np.linspace(-3.1, 3.1, 23)
+    expected = [2 * np.pi * spline(value / (2 * np.pi) + 0.5) - np.pi + params[-1] for value in x]
+    y, _ = forward(map, jnp.asarray(x), jnp.asarray(np.repeat(params[:, None], 23, axis=1)))
+    np.testing.assert_allclose(y, wrap(np.array(expected)), atol=1e-12)
+
+
+# The smooth maps.
+
+
+def test_sinh_arcsinh_is_the_formula(x64):
+    map, params = SinhArcsinh(1.5, 2.5, 0.6), raw(SinhArcsinh(), 9, scale=2.0)
+    x = np.linspace(-4, 4, 9)
+    s, e, d = (
+        bound * np.tanh(p / bound) for p, bound in zip(params[1:], (1.5, 2.5, 0.6), strict=True)
+    )
+    expected = params[0] + np.exp(s) * np.sinh((np.arcsinh(x) + e) * np.exp(d))
+    y, _ = forward(map, jnp.asarray(x), jnp.asarray(params))
+    np.testing.assert_allclose(y, expected, rtol=1e-12)
+
+
+def test_sinh_arcsinh_skews_and_weighs_tails():
+    z = jax.random.normal(jax.random.key(0), (20_000,))
+
+    def sample(skewness, tail):
+        params = jnp.array([0.0, 0.0, skewness, tail])[:, None]
+        return forward(SinhArcsinh(), z, jnp.broadcast_to(params, (4, len(z))))[0]
+
+    assert scipy.stats.skew(sample(0.5, 0.0)) > 0.3 > 0 > scipy.stats.skew(sample(-0.5, 0.0))
+    assert scipy.stats.kurtosis(sample(0.0, 0.3)) > 0.7
+    assert scipy.stats.kurtosis(sample(0.0, -0.3)) < -0.3
+
+
+def sigmoid_units(map, params):
+    """Weights, slopes and biases of a one-layer map."""
+    gained = params.reshape(3, map.num_units) * _gains(map.num_units)
+    bounds = np.array([[20], [map.log_slope_bound], [100]])
+    weight, slope, bias = bounds * np.tanh(gained / bounds)
+    return scipy.special.softmax(weight), np.exp(slope), bias
+
+
+def test_deep_sigmoid_is_the_formula(x64):
+    map = DeepSigmoid(5)
+    params = raw(map)
+    w, a, b = sigmoid_units(map, params)
+    x = np.linspace(-5, 5, 11)
+    expected = scipy.special.logit((w * scipy.special.expit(a * x[:, None] + b)).sum(1))
+    columns = jnp.asarray(np.repeat(params[:, None], 11, axis=1))
+    y, _ = forward(map, jnp.asarray(x), columns)
+    np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
+
+    def reach(x, y):
+        return scipy.special.logit((w * scipy.special.expit(a * x + b)).sum()) - y
+
+    roots = [scipy.optimize.brentq(reach, -30, 30, args=(value,), xtol=1e-13) for value in y]
+    np.testing.assert_allclose(inverse(map, y, columns)[0], roots, atol=1e-10)
+
+
+def test_deep_sigmoid_layers_are_composed():
+    map, x = DeepSigmoid(3, 2), jnp.array([-2.0, 0.5, 3.0])
+    params = jnp.asarray(raw(map, 3))
+    y, log_det = forward(map, x, params)
+    first = forward(DeepSigmoid(3), x, params[:9])
+    second = forward(DeepSigmoid(3), first[0], params[9:])
+    np.testing.assert_allclose(y, second[0], rtol=1e-6)
+    np.testing.assert_allclose(log_det, first[1] + second[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(inverse(map, y, params)[0], x, rtol=1e-4)
+
+
+def test_deep_sigmoid_far_out():
+    """In float32 at +-1e4, where 1 - sigmoid is 0: the tails are linear, with the least slope."""
+    map = DeepSigmoid(5)
+    params = raw(map)
+    w, a, b = sigmoid_units(map, params)
+    x = np.array([-1e4, -100, 100, 1e4])
+    z = a * x[:, None] + b
+    expected = scipy.special.logsumexp(-np.logaddexp(0, -z), axis=1, b=w)
+    expected = expected - scipy.special.logsumexp(-np.logaddexp(0, z), axis=1, b=w)
+    columns = jnp.asarray(np.repeat(params[:, None], 4, axis=1), jnp.float32)
+    y, log_det = forward(map, jnp.asarray(x, jnp.float32), columns)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    np.testing.assert_allclose(log_det[jnp.array([0, 3])], np.log(a.min()), atol=1e-5)
+    back, inverse_log_det = inverse(map, y, columns)
+    np.testing.assert_allclose(back, x, rtol=1e-6)
+    np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-5)
+
+
+def test_deep_sigmoid_learns_modes_from_equal_units():
+    """Adam from zero: the units part, and the density gets the three modes of the data."""
+    import optax
+
+    centres, scale = np.array([-2.5, 0.0, 2.0]), 0.35
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.choice(centres, 300) + scale * rng.normal(size=300), jnp.float32)
+    map = DeepSigmoid(6)
+    optimizer = optax.adam(0.05)
+
+    def loss(params):
+        columns = jnp.broadcast_to(params[:, None], (len(params), len(x)))
+        z, log_det = map.forward_and_log_det(x, columns)
+        return jnp.mean(0.5 * z**2 - log_det) + 0.5 * np.log(2 * np.pi)
+
+    @jax.jit
+    def train(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = params, optimizer.init(params)
+        return loss(jax.lax.scan(step, start, None, length=400)[0][0])
+
+    normal = scipy.stats.norm(x.mean(), x.std()).logpdf(x).mean()
+    truth = np.mean(np.log(scipy.stats.norm.pdf(x[:, None], centres, scale).mean(1)))
+    assert float(train(jnp.zeros(map.num_params))) < -normal - 0.9 * (truth - normal)
+
+
+@pytest.mark.parametrize("freedom", [1.5, 4.0, 20.0])
+def test_heavy_tail_is_close_to_student(freedom, x64):
+    """Wallace (1959): the inverse bounds the map that makes a Student variable normal."""
+    map, weight = HeavyTail(), 1 / freedom
+    params = jnp.full((2, 8), np.arctanh(weight))
+    y = np.array([-25.0, -3.0, -0.5, 0.1, 1.0, 4.0, 15.0, 30.0])
+    x, _ = inverse(map, jnp.asarray(y), params)
+    expected = np.sign(y) * np.sqrt(freedom * np.log1p(y**2 / freedom))
+    np.testing.assert_allclose(x, expected, rtol=1e-12)
+    student = scipy.stats.norm.isf(scipy.stats.t(freedom).sf(np.abs(y)))
+    assert (np.abs(x) >= student).all()
+    assert (np.abs(x) <= student * (1 + 0.4 / freedom)).all()
+
+
+def test_heavy_tail_has_a_power_law(x64):
+    """log P(Y > y) against log y: the slope tends to -1 / lambda, slowly (a logarithm)."""
+    y = jnp.array([1e3, 1e4, 1e6, 1e7])
+    params = jnp.full((2, 4), np.arctanh(0.5))
+    x, _ = inverse(HeavyTail(), y, params)
+    log_survival = scipy.stats.norm.logsf(x)
+    slopes = np.diff(log_survival)[[0, 2]] / np.log(10)
+    np.testing.assert_allclose(slopes, -2, atol=0.07)
+    assert abs(slopes[1] + 2) < abs(slopes[0] + 2)
+
+
+def test_heavy_tail_density_integrates_to_one(x64):
+    params = jnp.array([0.4, -0.8])[:, None]
+
+    def density(y):
+        x, log_det = inverse(HeavyTail(), jnp.array([y]), params)
+        return scipy.stats.norm.pdf(x[0]) * np.exp(log_det[0])
+
+    right = scipy.integrate.quad(density, 0, np.inf, epsabs=1e-7)[0]
+    left = scipy.integrate.quad(density, -8, 0, epsabs=1e-7)[0]
+    assert right == pytest.approx(0.5, abs=1e-4)
+    assert left == pytest.approx(0.5, abs=1e-4)
+
+
+def test_heavy_tail_is_smooth_where_the_weight_changes_its_sign(x64):
+    """The derivative in the weight is x^3 / 4 from both sides; also by autodiff at zero."""
+    x = jnp.array([-3.0, -1.0, 0.5, 2.0])
+
+    def y(weight, step=forward):
+        return step(HeavyTail(), x, jnp.full((2, 4), weight))[0]
+
+    h = 1e-7
+    for slope in ((y(h) - y(0.0)) / h, (y(0.0) - y(-h)) / h, jax.jacfwd(y)(0.0)):
+        np.testing.assert_allclose(slope, x**3 / 4, rtol=1e-5)
+    np.testing.assert_allclose(jax.jacfwd(partial(y, step=inverse))(0.0), -(x**3) / 4, rtol=1e-12)
+    lighter = inverse(HeavyTail(), x, jnp.full((2, 4), 0.3))[0]
+    np.testing.assert_allclose(y(-0.3), lighter, rtol=1e-14)
+
+
+def test_heavy_tail_goes_on_linearly():
+    map = HeavyTail(0.5)
+    end = (80 / 0.5) ** 0.5
+    params = jnp.full((2, 4), 5.0)
+    x = jnp.array([end - 0.01, end + 0.01, 2 * end, 1e4])
+    y, log_det = forward(map, x, params)
+    np.testing.assert_allclose(log_det[0], log_det[1], rtol=1e-2)
+    np.testing.assert_allclose(log_det[1:], log_det[1])
+    np.testing.assert_allclose(
+        (y[3] - y[2]) / (x[3] - x[2]), np.exp(np.float64(log_det[2])), rtol=1e-4
+    )
+
+
+# The layer.
+
+
+def test_elementwise_keeps_coordinates_apart():
+    layer = nf.Elementwise(jax.random.key(0), 3, SinhArcsinh(), context_dim=2, activation="tanh")
+    keys = iter(jax.random.split(jax.random.key(1), 9))
+    layer = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape), layer)
+    x, context = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, -0.5])
+    jacobians = jax.jit(jax.jacfwd(lambda *args: layer.forward_and_log_det(*args)[0], (0, 1)))
+    jacobian, by_context = jacobians(x, context)
+    np.testing.assert_array_equal(jacobian, np.diag(np.diag(jacobian)))
+    assert (np.abs(by_context) > 1e-3).all()
+
+
+def test_elementwise_ends_a_flow_with_heavy_tails():
+    flow = nf.realnvp(jax.random.key(0), 2, depth=2, hidden=(4,))
+    tails = nf.Elementwise(jax.random.key(1), 2, HeavyTail())
+    raw_weights = jnp.array([0.5, 0.0, 0.5, 0.0])  # heavy tails of the first coordinate
+    tails = jax.tree.map(lambda _: raw_weights, tails)
+    flow = nf.FlowDistribution(flow.base_dist, nf.Chain([flow.transform, tails]))
+    x = jax.jit(lambda key: flow.sample(key, (20_000,)))(jax.random.key(2))
+    kurtosis = scipy.stats.kurtosis(np.asarray(x, float))
+    assert kurtosis[0] > 5 > 0.3 > abs(kurtosis[1])
+    # Far out the density falls like a power, where a normal one falls like exp(-5e5).
+    assert flow.log_prob(jnp.array([1e3, 0.0])) > -40
+
+
+@every_map
+def test_elementwise_is_saved(map, tmp_path):
+    layer = nf.Elementwise(jax.random.key(0), 2, map)
+    nf.save(tmp_path / "layer", layer)
+    assert nf.load(tmp_path / "layer").eq(layer)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: RationalQuadraticSpline(1), ValueError, "num_bins: expected at least 2"),
+        (lambda: RationalQuadraticSpline(8.0), TypeError, "num_bins: expected an int"),
+        (lambda: RationalQuadraticSpline(bound=0.0), ValueError, "bound: expected a positive"),
+        (lambda: RationalQuadraticSpline(10, 4.0, 0.1), ValueError, "min_bin_width: .* below"),
+        (lambda: RationalQuadraticSpline(min_bin_height=0), ValueError, "min_bin_height: .* pos"),
+        (lambda: RationalQuadraticSpline(min_derivative=1.0), ValueError, "between 0 and 1"),
+        (lambda: CircularSpline(1), ValueError, "num_bins: expected at least 2"),
+        (lambda: CircularSpline(4, 0.3), ValueError, "min_bin_width: expected a positive share"),
+        (lambda: SinhArcsinh(tail_bound=-1), ValueError, "tail_bound: expected a positive"),
+        (lambda: SinhArcsinh(skewness_bound=np.inf), ValueError, "skewness_bound: expected a pos"),
+        (lambda: DeepSigmoid(0), ValueError, "num_units: expected at least 1"),
+        (lambda: DeepSigmoid(num_layers=1.5), TypeError, "num_layers: expected an int"),
+        (lambda: DeepSigmoid(log_slope_bound=0), ValueError, "log_slope_bound: expected a pos"),
+        (lambda: HeavyTail(-1.0), ValueError, "bound: expected a positive"),
+        (lambda: nf.Elementwise(0, 2, Affine()), TypeError, "jax.random.key"),
+        (lambda: nf.Elementwise(jax.random.key(0), 0, Affine()), ValueError, "dim: expected at"),
+        (lambda: nf.Elementwise(jax.random.key(0), 2, Affine), TypeError, "an ElementwiseMap, got"),
+    ],
+)
+def test_bad_input(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
