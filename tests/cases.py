@@ -93,9 +93,9 @@ CASES = {
             points(2, seed=3),
         ),
         "residual": lambda: (coupling(3, Affine(), residual=True), points(3), None),
-        "spline": lambda: (coupling(3, RationalQuadraticSpline(5)), points(3), None),
+        "spline": lambda: (coupling(3, RationalQuadraticSpline(3)), points(3), None),
         "sinh-arcsinh": lambda: (coupling(3, SinhArcsinh()), points(3), None),
-        "deep sigmoid": lambda: (coupling(2, DeepSigmoid(4, 2)), points(2), None),
+        "deep sigmoid": lambda: (coupling(2, DeepSigmoid(4)), points(2), None),
     },
     nf.MaskedAutoregressive: {
         "affine": lambda: (layer(nf.MaskedAutoregressive, 4, Affine()), points(4), None),
@@ -108,7 +108,7 @@ CASES = {
             layer(
                 nf.MaskedAutoregressive,
                 3,
-                RationalQuadraticSpline(4),
+                Affine(),
                 hidden=(6, 6),
                 residual=True,
                 order=(2, 0, 1),
@@ -120,7 +120,7 @@ CASES = {
             layer(
                 nf.MaskedAutoregressive,
                 4,
-                DeepSigmoid(3),
+                Affine(),
                 hidden=(12,),
                 parents=((1, 3), (), (0,), (1,)),
             ),
@@ -208,7 +208,10 @@ CASES = {
         "simplex": lambda: (transform(nf.realnvp, 3, support=constraints.simplex), points(3), None),
         "angles": lambda: (
             transform(
-                nf.nsf, 3, support=(constraints.circular, constraints.positive, constraints.real)
+                nf.nsf,
+                3,
+                support=(constraints.circular, constraints.positive, constraints.real),
+                depth=1,
             ),
             points(3).at[:, 0].set(jnp.linspace(-3, 3, 6)),
             None,

@@ -3,9 +3,7 @@
 import os
 
 # Most of the suite's time is spent compiling small programs; optimising them does not pay.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 
 import jax
 import jax.numpy as jnp

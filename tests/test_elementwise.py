@@ -12,6 +12,7 @@ import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpyro.distributions import Normal
 
 import numpyro_flows as nf
 from numpyro_flows.elementwise import (
@@ -26,12 +27,11 @@ from numpyro_flows.elementwise import (
 from numpyro_flows.elementwise.deep_sigmoid import _gains
 
 MAPS = {
-    "shift": Shift(),
     "affine": Affine(),
-    "spline": RationalQuadraticSpline(),
-    "circular": CircularSpline(),
+    "spline": RationalQuadraticSpline(3),
+    "circular": CircularSpline(2),
     "sinh-arcsinh": SinhArcsinh(),
-    "deep sigmoid": DeepSigmoid(4),
+    "deep sigmoid": DeepSigmoid(3),
     "heavy tail": HeavyTail(),
 }
 every_map = pytest.mark.parametrize("map", MAPS.values(), ids=MAPS)
@@ -56,149 +56,130 @@ def wrap(angle):
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
-# What all maps promise.
+def dot(a, b):
+    return sum((u * v).sum() for u, v in zip(a, b, strict=True))
+
+
+# What all maps promise. Compiling is what takes time: one program for each test and map.
 
 
 @every_map
-def test_zero_is_the_identity(map, dtype):
-    x = jnp.linspace(-3.1, 3.1, 12, dtype=dtype)
-    zero = jnp.zeros((map.num_params, 12), dtype)
-    tolerance = 8 * float(jnp.finfo(dtype).eps)
-    for step in (forward, inverse):
-        y, log_det = step(map, x, zero)
-        assert y.dtype == log_det.dtype == dtype
-        np.testing.assert_allclose(y, x, rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(log_det, 0, atol=tolerance)
-
-
-@every_map
-def test_parameters_have_gradients_at_zero(map):
-    x = jnp.array([-2.5, -1.0, 0.3, 1.7, 2.2])
-
-    def loss(params):
-        y, log_det = map.forward_and_log_det(x, params)
-        return (y * jnp.cos(x) + log_det * jnp.sin(2 * x)).sum()
-
-    gradient = np.abs(jax.jit(jax.grad(loss))(jnp.zeros((map.num_params, 5)))).max(1)
-    if isinstance(map, DeepSigmoid):  # the weights of equal units do not matter yet
-        gradient = gradient.reshape(map.num_layers, 3, map.num_units)[:, 1:]
-    assert (gradient > 1e-3).all()
-
-
-@every_map
-def test_log_derivatives_and_gradients(map, x64):
+def test_derivatives(map, x64):
     """Autodiff for the log-derivatives, differences for first and second derivatives."""
-    x, params = jnp.array([-1.9, -0.3, 0.4, 2.6]), jnp.asarray(raw(map, 4))
-    y, log_det = forward(map, x, params)
-    slope = jax.grad(lambda x: forward(map, x, params)[0].sum())(x)
-    np.testing.assert_allclose(log_det, np.log(slope), atol=1e-12)
-    back, inverse_log_det = inverse(map, y, params)
-    np.testing.assert_allclose(back, x, atol=1e-9)
-    np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-8)
-    slope = jax.grad(lambda y: inverse(map, y, params)[0].sum())(y)
-    np.testing.assert_allclose(inverse_log_det, np.log(slope), atol=1e-8)
 
     @jax.jit
-    def gradient(point, direction):
+    def judge(point, direction):
         def loss(point):
             x, y, params = point
             outs = *map.forward_and_log_det(x, params), *map.inverse_and_log_det(y, params)
-            return sum((out * jnp.cos(jnp.arange(4) + i)).sum() for i, out in enumerate(outs))
+            return sum((out * jnp.cos(jnp.arange(5) + i)).sum() for i, out in enumerate(outs))
 
-        # reverse mode, and forward mode over it
-        return loss(point), *jax.jvp(jax.grad(loss), (point,), (direction,))
+        def with_slope(step, value):
+            (out, log_det), (slope, _) = jax.jvp(
+                lambda value: step(value, point[2]), (value,), (jnp.ones_like(value),)
+            )
+            return out, log_det, slope
 
-    def dot(a, b):
-        return sum((u * v).sum() for u, v in zip(a, b, strict=True))
+        values = (
+            with_slope(map.forward_and_log_det, point[0]),
+            with_slope(map.inverse_and_log_det, point[1]),
+        )
+        # Reverse mode, and forward mode over it.
+        return values, loss(point), *jax.jvp(jax.grad(loss), (point,), (direction,))
 
+    x = jnp.array([-1.9, -0.3, 0.4, 2.6, 1.3])
+    params = jnp.asarray(raw(map, 5)).at[:, 4].set(0)  # the last one is the identity
+    point = x, x, params
+    y = judge(point, point)[0][0][0]
+    point = x, y, params
     rng, h = np.random.default_rng(1), 1e-6
-    point, direction = (x, y, params), tuple(rng.normal(size=a.shape) for a in (x, y, params))
+    direction = tuple(rng.normal(size=a.shape) for a in point)
+    values, _, first, second = judge(point, direction)
+    (y, log_det, slope), (back, inverse_log_det, inverse_slope) = values
+    np.testing.assert_allclose([y[4], log_det[4], inverse_log_det[4]], [x[4], 0, 0], atol=1e-15)
+    np.testing.assert_allclose(back, x, atol=1e-9)
+    np.testing.assert_allclose(log_det, np.log(slope), atol=1e-12)
+    np.testing.assert_allclose(inverse_log_det, np.log(inverse_slope), atol=1e-8)
+    np.testing.assert_allclose(inverse_log_det, -log_det, atol=1e-8)
+
     plus, minus = (
-        gradient(tuple(a + s * b for a, b in zip(point, direction, strict=True)), direction)
+        judge(tuple(a + s * b for a, b in zip(point, direction, strict=True)), direction)
         for s in (h, -h)
     )
-    _, first, second = gradient(point, direction)
-    assert dot(first, direction) == pytest.approx((plus[0] - minus[0]) / (2 * h), rel=1e-6)
-    for a, b, c in zip(plus[1], minus[1], second, strict=True):
-        np.testing.assert_allclose(c, (a - b) / (2 * h), rtol=1e-5, atol=1e-4)
+    assert float(dot(first, direction)) == pytest.approx(
+        float(plus[1] - minus[1]) / (2 * h), rel=1e-6
+    )
+    # In its parameters a heavy tail is only once differentiable at zero.
+    n = 4 if isinstance(map, HeavyTail) else 5
+    for a, b, c in zip(plus[2], minus[2], second, strict=True):
+        a, b, c = a[..., :n], b[..., :n], c[..., :n]
+        np.testing.assert_allclose(c, (a - b) / (2 * h), rtol=1e-4, atol=1e-4)
+
+    # Zero parameters have gradients, so that training can leave the identity.
+    at_zero = np.abs(judge((x, x, 0 * params), direction)[2][2]).max(1)
+    if isinstance(map, DeepSigmoid):  # the weights of equal units do not matter yet
+        at_zero = at_zero[map.num_units :]
+    assert (at_zero > 1e-3).all()
 
 
 @every_map
 def test_float32_stress(map):
     """200,000 points to +-1e4: finite, increasing, invertible, finite gradients."""
+
+    @jax.jit
+    def stress(x, params):
+        y, log_det = map.forward_and_log_det(x, params)
+
+        def loss(x, y, params):
+            outs = *map.forward_and_log_det(x, params), *map.inverse_and_log_det(y, params)
+            scaled = sum((out / (1 + jnp.abs(jax.lax.stop_gradient(out)))).sum() for out in outs)
+            return scaled, outs[2:]
+
+        gradients, (back, inverse_log_det) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, y, params)
+        return (y, log_det, back, inverse_log_det), gradients
+
     n, m = 100, 2000
-    scale = np.geomspace(0.1, 5, n)[:, None]
-    params = jnp.asarray(raw(map, n, 1, scale=scale), jnp.float32)
-    params = jnp.broadcast_to(params, (map.num_params, n, m))
+    params = raw(map, n, scale=np.geomspace(0.1, 5, n))
+    params[:, 0], params[:, 1], params[:, 2] = 0, 1e30, -1e30  # the identity, and the absurd
+    if isinstance(map, Affine | SinhArcsinh):
+        params[0, 1:3] = 0  # a shift of 1e30 is what it says
     circular = isinstance(map, CircularSpline)
     near, far = np.linspace(-5, 5, m // 2), np.geomspace(5, 1e4, m // 4)
     grid = np.linspace(-np.pi, np.pi, m + 1)[:-1] if circular else [*-far[::-1], *near, *far]
     x = jnp.broadcast_to(jnp.asarray(np.array(grid), jnp.float32), (n, m))
-    y, log_det = forward(map, x, params)
-    back, inverse_log_det = inverse(map, y, params)
-    for values in (y, log_det, back, inverse_log_det):
-        assert np.isfinite(values).all()
+    params = jnp.broadcast_to(jnp.asarray(params, jnp.float32)[..., None], (map.num_params, n, m))
+    values, gradients = stress(x, params)
+    for value in (*values, *gradients):
+        assert np.isfinite(value).all()
+    x, y, log_det, back, _ = (np.asarray(value, float) for value in (x, *values))
+    np.testing.assert_allclose(
+        wrap(y[0] - x[0]) if circular else y[0], 0 if circular else x[0], rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(log_det[0], 0, atol=1e-6)
 
-    steps = np.diff(np.asarray(y, float))
-    size = 1 + np.abs(np.asarray(y, float))
+    steps, size = np.diff(y), 1 + np.abs(y)
     if circular:
-        assert (y >= -np.pi).all()
-        assert (y < np.pi).all()
+        assert y.min() >= -np.float32(np.pi)
+        assert y.max() < np.float32(np.pi)
         # All steps forward, and together not more than one turn.
         assert (np.mod(steps + 1e-5, 2 * np.pi).sum(1) < 2 * np.pi + m * 1e-5).all()
     else:
         assert (steps > -1e-5 * size[:, 1:]).all()
 
-    error = np.abs(wrap(np.asarray(back - x, float)) if circular else np.asarray(back - x, float))
+    error = np.abs(wrap(back - x) if circular else back - x)[3:]
     # Rounding of y, as far as x feels it: through the smallest slope nearby.
-    flattest = np.asarray(log_det, float)
-    flattest[:, 1:-1] = np.min([flattest[:, 2:], flattest[:, 1:-1], flattest[:, :-2]], axis=0)
-    assert (error <= 6e-6 * (1 + np.abs(np.array(grid)) + size * np.exp(-flattest))).all()
-
-    @jax.jit
-    def gradients(x, y, params):
-        def loss(x, y, params):
-            outs = *map.forward_and_log_det(x, params), *map.inverse_and_log_det(y, params)
-            return sum((out / (1 + jnp.abs(jax.lax.stop_gradient(out)))).sum() for out in outs)
-
-        return jax.grad(loss, (0, 1, 2))(x, y, params)
-
-    for gradient in gradients(x[:, ::20], y[:, ::20], params[..., ::20]):
-        assert np.isfinite(gradient).all()
+    log_det[:, 1:-1] = np.min([log_det[:, 2:], log_det[:, 1:-1], log_det[:, :-2]], axis=0)
+    assert (error <= 6e-6 * (1 + np.abs(x) + size * np.exp(-log_det))[3:]).all()
 
 
-@every_map
-@pytest.mark.parametrize("value", [1e30, -1e30])
-def test_absurd_parameters_stay_finite(map, value):
-    if isinstance(map, Shift | Affine | SinhArcsinh):  # a shift of 1e30 is what it says
-        params = jnp.full((map.num_params, 3), value).at[0].set(0.0)
-    else:
-        params = jnp.full((map.num_params, 3), value)
-    x = jnp.array([-2.0, 0.1, 3.0])
-    for step in (forward, inverse):
-        y, log_det = step(map, x, params)
-        assert np.isfinite(log_det).all()
-        assert np.isfinite(y).all()
-        gradient = jax.grad(lambda x, step=step: sum(out.sum() for out in step(map, x, params)))
-        assert np.isfinite(gradient(x)).all()
-
-
-@every_map
-def test_float32_stays_float32_in_64_bit_mode(map, x64):
-    x, params = jnp.ones(2, jnp.float32), jnp.asarray(raw(map, 2), jnp.float32)
-    for step in (forward, inverse):
-        assert {str(out.dtype) for out in step(map, x, params)} == {"float32"}
-
-
-@every_map
-def test_any_shape(map):
-    x, params = jnp.array([[0.3, -1.2], [2.0, 0.0]]), jnp.asarray(raw(map, 2, 2))
-    for step in (forward, inverse):
-        y, log_det = step(map, x, params)
-        one = step(map, x[0, 1], params[:, 0, 1])
-        assert one[0].shape == one[1].shape == ()
-        np.testing.assert_allclose(one[0], y[0, 1], rtol=1e-5)
-        np.testing.assert_allclose(one[1], log_det[0, 1], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("map", [Shift(), *MAPS.values()], ids=["shift", *MAPS])
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
+def test_shapes_and_dtypes_are_kept(map, shape, x64):
+    for dtype in ("float32", "float64"):
+        x, params = jnp.ones(shape, dtype), jnp.ones((map.num_params, *shape), dtype)
+        for step in (map.forward_and_log_det, map.inverse_and_log_det):
+            for out in jax.eval_shape(step, x, params):
+                assert (out.shape, str(out.dtype)) == (shape, dtype)
 
 
 # The splines.
@@ -222,8 +203,8 @@ def softplus(value, minimum):
     return minimum + np.logaddexp(0, value + np.log(np.expm1(1 - minimum)))
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.integers(2, 6), st.floats(0.5, 9.0), st.floats(0.0, 3.0), st.integers(0, 99))
+@settings(max_examples=5, deadline=None)
+@given(st.integers(2, 4), st.floats(0.5, 9.0), st.floats(0.0, 3.0), st.integers(0, 99))
 def test_spline_is_the_formula(num_bins, bound, scale, seed):
     map = RationalQuadraticSpline(num_bins, bound, 0.02, 0.01, 0.03)
     params = raw(map, scale=scale, seed=seed)
@@ -301,8 +282,7 @@ def test_density_on_the_circle(turned, base, x64):
     density = circle_density(turned, base)
     assert np.mean(density) * 2 * np.pi == pytest.approx(1, abs=1e-6)
     jumps = np.abs(np.diff([*density, density[0]])) / density.max()
-    assert jumps.max() < 0.01
-    assert jumps[-1] < 0.01
+    assert jumps[-1] < 3 * max(jumps[0], jumps[-2])  # at the seam as beside it
 
 
 def test_angles_are_taken_modulo_a_turn(turned, x64):
@@ -391,7 +371,6 @@ def test_deep_sigmoid_layers_are_composed():
     second = forward(DeepSigmoid(3), first[0], params[9:])
     np.testing.assert_allclose(y, second[0], rtol=1e-6)
     np.testing.assert_allclose(log_det, first[1] + second[1], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(inverse(map, y, params)[0], x, rtol=1e-4)
 
 
 def test_deep_sigmoid_far_out():
@@ -512,9 +491,9 @@ def test_heavy_tail_goes_on_linearly():
 
 
 def test_elementwise_keeps_coordinates_apart():
-    layer = nf.Elementwise(jax.random.key(0), 3, SinhArcsinh(), context_dim=2, activation="tanh")
-    keys = iter(jax.random.split(jax.random.key(1), 9))
-    layer = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(next(keys), a.shape), layer)
+    layer = nf.Elementwise(jax.random.key(0), 3, SinhArcsinh(), context_dim=2, hidden=())
+    rng = np.random.default_rng(0)
+    layer = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), "float32"), layer)
     x, context = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, -0.5])
     jacobians = jax.jit(jax.jacfwd(lambda *args: layer.forward_and_log_det(*args)[0], (0, 1)))
     jacobian, by_context = jacobians(x, context)
@@ -523,16 +502,15 @@ def test_elementwise_keeps_coordinates_apart():
 
 
 def test_elementwise_ends_a_flow_with_heavy_tails():
-    flow = nf.realnvp(jax.random.key(0), 2, depth=2, hidden=(4,))
     tails = nf.Elementwise(jax.random.key(1), 2, HeavyTail())
-    raw_weights = jnp.array([0.5, 0.0, 0.5, 0.0])  # heavy tails of the first coordinate
-    tails = jax.tree.map(lambda _: raw_weights, tails)
-    flow = nf.FlowDistribution(flow.base_dist, nf.Chain([flow.transform, tails]))
-    x = jax.jit(lambda key: flow.sample(key, (20_000,)))(jax.random.key(2))
-    kurtosis = scipy.stats.kurtosis(np.asarray(x, float))
+    weights = jnp.array([0.5, 0.0, 0.5, 0.0])  # the first coordinate has heavy tails
+    tails = jax.tree.map(lambda _: weights, tails)
+    flow = nf.FlowDistribution(Normal(jnp.zeros(2), 1.0), nf.Chain([nf.DiagonalScale(2), tails]))
+    x = np.asarray(jax.jit(lambda key: flow.sample(key, (20_000,)))(jax.random.key(2)), float)
+    kurtosis = scipy.stats.kurtosis(x)
     assert kurtosis[0] > 5 > 0.3 > abs(kurtosis[1])
     # Far out the density falls like a power, where a normal one falls like exp(-5e5).
-    assert flow.log_prob(jnp.array([1e3, 0.0])) > -40
+    assert jax.jit(flow.log_prob)(jnp.array([1e3, 0.0])) > -40
 
 
 @every_map

@@ -189,8 +189,8 @@ class RationalQuadraticSpline(ElementwiseMap):
     (:class:`SinhArcsinh` and :class:`DeepSigmoid` have none).
 
     Slopes at knots lie between ``min_derivative`` and 41, bins never vanish, and the inverse is
-    exact up to rounding: in float32 :math:`|x' - x| \le 10^{-6} B / \min(1, dy/dx)`. With wild
-    parameters :math:`dy/dx` can come down to about ``min_bin_height`` squared.
+    exact up to rounding: in float32 :math:`|x' - x| \le 2 \cdot 10^{-6} B / \min(1, dy/dx)`. With
+    wild parameters :math:`dy/dx` can come down to about ``min_bin_height`` squared.
 
     Source: Durkan, Bekasov, Murray & Papamakarios (2019), arXiv:1906.04032, eq. 4-8.
 

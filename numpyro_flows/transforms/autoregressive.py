@@ -313,7 +313,9 @@ def _solve(y: Array, args: tuple[MaskedAutoregressive, Any]) -> Array:
         for w, source in zip(outputs, sources, strict=False):
             params = params + pick(w, i * n, n) @ source
         flag = None if flags is None else pick(flags, i, 1)
-        x_i, _ = layer.map.inverse_and_log_det(pick(y, i, 1), mark(layer.map, params[:, None], flag))
+        x_i, _ = layer.map.inverse_and_log_det(
+            pick(y, i, 1), mark(layer.map, params[:, None], flag)
+        )
         for j, piece in enumerate(jnp.split(features(x_i, flag), num_features(1, flag))):
             inputs = put(inputs, piece, i + j * layer.dim)
         return inputs, before, after, put(x, x_i, i)

@@ -1,0 +1,378 @@
+"""All recipes together: identity, normalisation, stress, numerical inverses, structure."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from cases import layer, points, shake
+from numpyro.distributions import constraints
+
+import numpyro_flows as nf
+from numpyro_flows.elementwise import Affine, DeepSigmoid, HeavyTail
+from numpyro_flows.recipes import _permutations
+from numpyro_flows.solve import monotone_root
+
+NARROW = {"depth": 2, "hidden": (8,)}
+RECIPES = {
+    "planar": partial(nf.planar, **NARROW),
+    "radial": partial(nf.radial, **NARROW),
+    "sylvester": partial(nf.sylvester, **NARROW),
+    "nsf": partial(nf.nsf, **NARROW, num_bins=4),
+    "nsf lu": partial(nf.nsf, **NARROW, num_bins=4, mixing="lu"),
+    "maf": partial(nf.maf, **NARROW),
+    "iaf": partial(nf.iaf, **NARROW),
+    "nsf_ar": partial(nf.nsf_ar, **NARROW, num_bins=4),
+    "bnaf": partial(nf.bnaf, depth=1, hidden_factors=(4,), hidden=(8,)),
+}
+
+
+@jax.jit
+def log_prob(flow, x):
+    return flow.log_prob(x)
+
+
+@jax.jit
+def draw(flow, key):
+    return flow.sample_and_log_prob(key, (500,))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_from_identity_to_density(name):
+    """A new flow is the identity; a shaken one is normalised, conditional or not."""
+    new = RECIPES[name](jax.random.key(0), 2, context_dim=1)
+    y, log_det = new.transform.forward_and_log_det(points(2), points(1))
+    np.testing.assert_allclose(y, points(2), atol=1e-6)
+    np.testing.assert_allclose(log_det, 0, atol=1e-6)
+    flow = shake(new, jax.random.key(1), 0.6).condition(jnp.array([0.7]))
+    axis = np.linspace(-40, 40, 801)
+    grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2))
+    density = np.exp(np.asarray(log_prob(flow, grid), float))
+    assert abs(density.sum() * (axis[1] - axis[0]) ** 2 - 1) < 1e-3
+    x, own = draw(flow, jax.random.key(2))
+    np.testing.assert_allclose(log_prob(flow, x), own, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_dimension_integrates_to_one(name):
+    flow = shake(RECIPES[name](jax.random.key(0), 1), jax.random.key(1), 0.6)
+    axis = np.linspace(-60, 60, 24_001)
+    density = np.exp(np.asarray(log_prob(flow, jnp.asarray(axis)[:, None]), float))
+    assert abs(density.sum() * (axis[1] - axis[0]) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["planar", "sylvester", "maf", "nsf_ar", "bnaf"])
+def test_gradients_through_a_numerical_inverse(name, x64):
+    """Of a value, a context and every parameter, against central differences."""
+    flow = shake(RECIPES[name](jax.random.key(0), 2, context_dim=1), jax.random.key(1))
+    params, rest = nf.partition(flow.transform)
+    z, context = points(2, 3), points(1, 3, seed=4)
+
+    @jax.jit
+    def loss(args):
+        params, z, context = args
+        x, log_det = nf.combine(params, rest).forward_and_log_det(z, context)
+        return (x * jnp.array([1.0, -2.0])).sum() + log_det.sum()
+
+    args = (params, z, context)
+    grads = jax.jit(jax.grad(loss))(args)
+    rng = np.random.default_rng(0)
+    step = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), args)
+    expected = sum(
+        (grad * d).sum()
+        for grad, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True)
+    )
+
+    def moved(h):
+        return loss(jax.tree.map(lambda a, d: a + h * d, args, step))
+
+    h = 1e-6
+    np.testing.assert_allclose((moved(h) - moved(-h)) / (2 * h), expected, rtol=1e-5)
+    # Forward mode is the same number.
+    _, forward = jax.jit(lambda a, d: jax.jvp(loss, (a,), (d,)))(args, step)
+    np.testing.assert_allclose(forward, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_stress(name):
+    """20,000 points out to 10 sigma, parameters five times wider: finite, whatever the error."""
+    flow = shake(RECIPES[name](jax.random.key(0), 4), jax.random.key(1), 1.5)
+    x = 10 * jax.random.uniform(jax.random.key(2), (20_000, 4), minval=-1.0)
+
+    @jax.jit
+    def there_and_back(transform, x):
+        y, log_det = transform.inverse_and_log_det(x)
+        again, inverse_log_det = transform.forward_and_log_det(y)
+        return y, log_det, again, inverse_log_det
+
+    results = there_and_back(flow.transform, x)
+    assert all(np.isfinite(result).all() for result in results)
+    assert np.median(np.abs(results[2] - x)) < 1e-3
+
+
+def test_autoregressive_structure():
+    """Strictly triangular in the given order, complete even for networks narrower than dim."""
+
+    def jacobian(made):
+        return np.asarray(jax.jit(jax.jacobian(lambda x: made(x)))(points(5)[0]))
+
+    order = [3, 1, 4, 0, 2]
+    for hidden in ((16,), (2, 3), ()):
+        made = layer(
+            nf.MaskedAutoregressive, 5, Affine(), order=order, hidden=hidden, activation="tanh"
+        )
+        j = jacobian(made)[np.ix_(order, order)]
+        np.testing.assert_array_equal(np.triu(j, 1), 0)
+        assert (np.abs(j[np.tril_indices(5, -1)]) > 0).all()
+    parents = ((), (0,), (0,), (1, 2), (3,))
+    made = layer(
+        nf.MaskedAutoregressive, 5, Affine(), parents=parents, hidden=(20,), activation="tanh"
+    )
+    j = jacobian(made)
+    expected = np.array([[i == k or k in parents[i] for k in range(5)] for i in range(5)])
+    np.testing.assert_array_equal(j != 0, expected)
+
+
+def test_sampling_agrees_with_one_pass_per_coordinate():
+    """The incremental inverse, against substitution by whole passes of the network."""
+    made = layer(nf.MaskedAutoregressive, 6, Affine(), hidden=(7, 7), residual=True, context_dim=2)
+    context, y = points(2), points(6)
+    x = jnp.zeros_like(y)
+    for _ in range(6):  # x_i = (y_i - t_i) e^(-s_i) = x_i + (y_i - T(x)_i) / dT_i/dx_i
+
+        def scale(x):
+            one = lambda x, c: made.forward_and_log_det(x, c)[0]  # noqa: E731
+            return jax.vmap(lambda x, c: jnp.diag(jax.jacobian(one)(x, c)))(x, context)
+
+        x = x + (y - made.forward_and_log_det(x, context)[0]) / scale(x)
+    np.testing.assert_allclose(made.inverse_and_log_det(y, context)[0], x, rtol=1e-4, atol=1e-5)
+
+
+def test_planar_agrees_with_the_paper():
+    """y = x + u_hat tanh(w x + b) with u_hat from eq. 23, computed here by NumPy."""
+    planar = layer(nf.Planar, 3)
+    w, u, b = np.split(np.asarray(planar.params.value, float), [3, 6])
+    a = w @ u
+    softplus = np.log1p(np.exp(a + np.log(np.expm1(0.99))))
+    u_hat = u + (softplus - 0.99 - a) * w / (w @ w)
+    x = np.asarray(points(3), float)
+    h = np.tanh(x @ w + b)
+    y, log_det = planar.forward_and_log_det(points(3))
+    np.testing.assert_allclose(y, x + h[:, None] * u_hat, rtol=1e-5)
+    np.testing.assert_allclose(log_det, np.log1p((1 - h**2) * (w @ u_hat)), rtol=1e-4, atol=1e-6)
+
+
+def test_planar_is_safe_at_zero_and_takes_any_monotone_activation():
+    zero = jax.tree.map(jnp.zeros_like, nf.Planar(jax.random.key(0), 2))
+    grads = jax.grad(lambda t, x: sum(a.sum() for a in t.forward_and_log_det(x)))(zero, points(2))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    ridge = nf.Ridge(lambda x: 2 * jnp.arctan(x), lambda x: 2 / (1 + x**2), 2.0)
+    assert nf.check_transform(layer(nf.Planar, 2, activation=ridge), points(2)).passed
+
+
+def test_bnaf_reaches_every_point():
+    """NumPyro's has no inverse; ours finds z for points far outside what tanh alone can reach."""
+    flow = shake(nf.bnaf(jax.random.key(0), 2, inverse=False), jax.random.key(1))
+    x = 1e3 * points(2)
+    z, log_det = flow.transform.inverse_and_log_det(x)
+    np.testing.assert_allclose(flow.transform(z), x, rtol=1e-5)
+    assert np.isfinite(log_det).all()
+
+
+def test_monotone_root():
+    """Kinks, overflow and near-flat stretches; second derivatives."""
+    y = jnp.linspace(-50, 50, 2001)
+
+    def kinked(x, slope):
+        return jnp.where(x > 0, slope * x, 0.01 * x)
+
+    def steep(x, a):
+        return jnp.sinh(a * x)
+
+    x = jax.jit(partial(monotone_root, kinked))(y, 2.0, -200 * abs(y), 200 * abs(y))
+    np.testing.assert_allclose(kinked(x, 2.0), y, rtol=1e-5, atol=1e-5)
+    x = jax.jit(partial(monotone_root, steep))(y, 5.0, -abs(y) - 1, abs(y) + 1)
+    np.testing.assert_allclose(x, np.arcsinh(y) / 5, rtol=1e-5, atol=1e-6)
+
+    def root(a):
+        return monotone_root(lambda x, a: x + a * x**3, 2.0 + 0 * a, a, 0 * a, 2.0 + 0 * a)
+
+    # With a = 1, x = 1: x' = -x^3 / (1 + 3 a x^2) = -1/4, and x'' by differences.
+    assert root(1.0) == pytest.approx(1.0)
+    assert jax.grad(root)(1.0) == pytest.approx(-0.25)
+    slope = (jax.grad(root)(1.01) - jax.grad(root)(0.99)) / 0.02
+    assert float(jax.grad(jax.grad(root))(1.0)) == pytest.approx(float(slope), rel=1e-2)
+
+
+def test_angles_are_learned_across_the_cut():
+    """A von Mises angle at the cut and a real coordinate that depends on it."""
+    rng = np.random.default_rng(0)
+    angle = rng.vonmises(3.0, 4.0, 4000)
+    x = np.stack([angle, 10 * np.cos(angle) + 3 * rng.normal(size=4000)], 1).astype("float32")
+    support = (constraints.circular, constraints.real)
+    new = nf.nsf(jax.random.key(0), 2, support=support, depth=2, hidden=(32,))
+    fitted = nf.fit(
+        jax.random.key(1), new, x, max_epochs=15, learning_rate=5e-3, progress_bar=False
+    ).flow
+    truth = dist.VonMises(3.0, 4.0).log_prob(angle) + dist.Normal(10 * np.cos(angle), 3.0).log_prob(
+        x[:, 1]
+    )
+    assert fitted.log_prob(x).mean() > truth.mean() - 0.1
+    edge = jnp.array([[np.pi, -10.0], [-np.pi, -10.0]], jnp.float32)
+    np.testing.assert_allclose(*fitted.log_prob(edge), rtol=1e-4)
+    draws = fitted.sample(jax.random.key(2), (1000,))
+    assert fitted.support(draws).all()
+    # Mean direction of the draws, whose arithmetic mean would be near zero.
+    mean = np.angle(np.exp(1j * np.asarray(draws[:, 0])).mean())
+    assert abs(np.angle(np.exp(1j * (mean - 3.0)))) < 0.1
+
+
+def test_supports_per_coordinate():
+    support = (constraints.positive, constraints.interval(-1.0, 2.0))
+    flow = shake(nf.maf(jax.random.key(0), 2, support=support, **NARROW), jax.random.key(1))
+    plain = nf.FlowDistribution(flow.base_dist, flow.transform.parts[0])
+    x = plain.sample(jax.random.key(2), (50,))
+    parts = [dist.biject_to(part) for part in support]
+    y = jnp.stack([part(x[:, i]) for i, part in enumerate(parts)], -1)
+    log_det = sum(part.log_abs_det_jacobian(x[:, i], y[:, i]) for i, part in enumerate(parts))
+    np.testing.assert_allclose(flow.log_prob(y), plain.log_prob(x) - log_det, rtol=1e-3, atol=1e-3)
+
+    # What NUTS does with such a prior: its own map onto the support, and back.
+    to_support = dist.biject_to(flow.support)
+    np.testing.assert_allclose(to_support(to_support.inv(y)), y, rtol=1e-4)
+    assert flow.support(to_support(jnp.zeros((3, 2)))).all()
+
+
+def test_an_embedding_reads_any_pytree():
+    example = {"dose": jnp.zeros(()), "curve": jnp.zeros(3)}
+    network = nf.nn.Embedding(jax.random.key(0), example, 2, hidden=(16,))
+    flow = nf.realnvp(jax.random.key(1), 1, context_dim=2, depth=2, hidden=(8,)).embed(network)
+    rng = np.random.default_rng(0)
+    context = {"dose": rng.normal(size=500), "curve": rng.normal(size=(500, 3))}
+    x = 3 * context["dose"] + context["curve"].sum(-1) + 0.3 * rng.normal(size=500)
+    fitted = nf.fit(
+        jax.random.key(2),
+        flow,
+        x[:, None],
+        context,
+        max_epochs=40,
+        learning_rate=1e-2,
+        progress_bar=False,
+    )
+    assert fitted.val_losses.min() < 2.0  # without the context 2.7, with it 0.2 at best
+    given = fitted.flow.condition(jax.tree.map(lambda a: jnp.asarray(a[:4]), context))
+    assert given.batch_shape == (4,)
+    assert given.sample(jax.random.key(3), (5,)).shape == (5, 4, 1)
+    with pytest.raises(ValueError, match="expected the arrays"):
+        flow.condition(jnp.ones(4))
+    with pytest.raises(ValueError, match=r"got \(4,\)"):
+        flow.condition({"dose": jnp.ones(()), "curve": jnp.ones(4)})
+
+
+def test_an_ensemble_by_vmap():
+    keys = jax.random.split(jax.random.key(0), 3)
+    flows = jax.vmap(lambda key: nf.maf(key, 2, **NARROW))(keys)
+    scores = jax.vmap(lambda flow: flow.log_prob(points(2)))(flows)
+    assert scores.shape == (3, 6)
+    np.testing.assert_allclose(scores[0], dist.Normal().log_prob(points(2)).sum(-1), rtol=1e-5)
+
+
+def test_guides_ask_for_the_fast_side():
+    def model():
+        numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+
+    for recipe, wanted in (
+        (nf.planar, nf.Scan),
+        (partial(nf.planar, depth=2), nf.Scan),
+        (partial(nf.planar, inverse=True), nf.Inverse),
+    ):
+        flow = nf.AutoFlow(model, recipe)._recipe(jax.random.key(0), 2)
+        assert type(flow.transform) is wanted
+
+
+BUILD = partial(nf.MaskedAutoregressive, jax.random.key(0), 3, Affine())
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: BUILD(order=(0, 0, 1)), ValueError, r"a permutation of range\(3\)"),
+        (lambda: BUILD(parents=((1,), (0,), ())), ValueError, r"cycle among coordinates \[0, 1\]"),
+        (lambda: BUILD(parents=((), (3,), ())), ValueError, r"coordinates in range\(3\)"),
+        (lambda: BUILD(parents=((), ())), ValueError, "one sequence for each of 3"),
+        (lambda: BUILD(parents=((), (), ()), order=(0, 1, 2)), ValueError, "got both"),
+        (lambda: BUILD(residual=True, hidden=(4, 5)), ValueError, "equal widths for residual"),
+        (lambda: nf.planar(KEY, 2, activation="sine"), ValueError, "Unknown activation 'sine'"),
+        (lambda: nf.planar(KEY, 2, activation=jnp.tanh), TypeError, "a name or a Ridge"),
+        (
+            lambda: nf.planar(KEY, 2, activation=nf.Ridge(jnp.sin, jnp.cos)),
+            ValueError,
+            "expected a monotone function",
+        ),
+        (
+            lambda: nf.planar(KEY, 2, activation=nf.Ridge(jnp.arctan, jnp.ones_like)),
+            ValueError,
+            "expected the derivative of the function",
+        ),
+        (
+            lambda: nf.planar(KEY, 2, activation=nf.Ridge(lambda x: 2 * x, lambda x: 2 + 0 * x)),
+            ValueError,
+            "slopes between 0 and max_slope",
+        ),
+        (lambda: nf.sylvester(KEY, 2, num_ridges=3), ValueError, "at most dim=2"),
+        (lambda: nf.bnaf(KEY, 2, hidden_factors=()), ValueError, "at least one hidden layer"),
+        (lambda: nf.nsf(KEY, 2, num_bins=1), ValueError, "num_bins: expected at least 2"),
+        (lambda: nf.nsf(KEY, 2, mixing="qr"), ValueError, "'none' or 'lu'"),
+        (lambda: nf.maf(KEY, 3, permutation=(0, 1)), ValueError, r"one of range\(3\)"),
+        (lambda: nf.realnvp(KEY, 2, support=constraints.circular), ValueError, "Use `nf.nsf`"),
+        (lambda: nf.planar(KEY, 2, support=constraints.circular), ValueError, "Use `nf.nsf`"),
+        (
+            lambda: nf.nsf(KEY, 2, support=constraints.circular, mixing="lu"),
+            ValueError,
+            "tear the circle",
+        ),
+        (
+            lambda: nf.nsf(KEY, 2, support=(constraints.real,)),
+            ValueError,
+            "for each of 2 coordinates",
+        ),
+        (
+            lambda: nf.nsf(KEY, 2, support=(constraints.real, constraints.simplex)),
+            ValueError,
+            "scalar constraints",
+        ),
+        (
+            lambda: nf.fit(
+                KEY, nf.nsf(KEY, 1, support=constraints.circular), np.linspace(0, 6, 50)[:, None]
+            ),
+            ValueError,
+            "outside the flow's support",
+        ),
+        (lambda: nf.Embedded(nf.planar(KEY, 2).transform, abs), ValueError, "conditional"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_permutations_of_two_coordinates_always_swap():
+    """Chance would leave one coordinate still for several layers."""
+    assert _permutations("random", 2, 6, seed=0)[:-1] == [[1, 0]] * 5
+
+
+def test_a_composed_flow_has_heavy_tails():
+    """With lambda = 1/3 on both sides, density falls like a Student's with 3 degrees of freedom."""
+    flow = nf.autoregressive_flow(jax.random.key(0), 1, DeepSigmoid(3), depth=1, hidden=(8,))
+    raw = jnp.full(2, jnp.arctanh(1 / 3))
+    tails = nf.Elementwise(jax.random.key(1), 1, HeavyTail())
+    tails = eqx.tree_at(lambda t: t.params.value, tails, raw)
+    heavy = nf.FlowDistribution(flow.base_dist, nf.Chain([flow.transform, tails]))
+    x = jnp.array([-1e4, -1e3, 1e3, 1e4])[:, None]
+    slopes = heavy.log_prob(x) - dist.StudentT(3.0).log_prob(x[:, 0])
+    np.testing.assert_allclose(slopes, slopes[0], atol=0.5)
