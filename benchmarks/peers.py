@@ -382,23 +382,11 @@ def normflows_nsf(options) -> Programs:
     return normflows_programs(layer, options)
 
 
-def normflows_maf(options) -> Programs:
-    import normflows
-
-    def layer(i):
-        return normflows.flows.MaskedAffineAutoregressive(
-            options.dim, options.hidden[0], num_blocks=1
-        )
-
-    return normflows_programs(layer, options)
-
-
 MAF = {"dim": 64, "depth": 5, "hidden": (256, 256)}
 MAF_PEERS = {
     "flowjax": flowjax_maf,
     "numpyro": numpyro_maf,
-    "zuko": zuko_maf,
-    "normflows": normflows_maf,
+    "zuko": zuko_maf,  # normflows' layer is the other direction: it samples in parallel
 }
 CASES = (
     Case(
