@@ -118,21 +118,19 @@ def test_densities_integrate_to_one(name, dim, context_dim):
 
 
 @pytest.mark.parametrize(
-    ("support", "low", "high"),
+    ("support", "edges"),
     [
-        (constraints.positive, 0, 60),
-        (constraints.interval(-1, 3), -1, 3),
-        (constraints.unit_interval, 0, 1),
+        (constraints.positive, np.geomspace(1e-6, 1e6, 20_001)),
+        (constraints.interval(-1, 3), np.linspace(-1, 3, 20_001)),
+        (constraints.unit_interval, np.linspace(0, 1, 20_001)),
     ],
     ids=["positive", "interval", "unit_interval"],
 )
-def test_densities_on_a_support_integrate_to_one(support, low, high):
+def test_densities_on_a_support_integrate_to_one(support, edges):
     f = flow(nf.realnvp, 1, support=support)
-    edges = np.linspace(low, high, 20_001)
     middle = (edges[1:] + edges[:-1]) / 2
-    mass = np.exp(np.asarray(f.log_prob(jnp.asarray(middle)[:, None]), float)).sum() * (
-        edges[1] - edges[0]
-    )
+    density = np.exp(np.asarray(f.log_prob(jnp.asarray(middle)[:, None]), float))
+    mass = (density * np.diff(edges)).sum()
     assert abs(mass - 1) < 2e-3
     x = f.sample(jax.random.key(0), (100,))
     assert f.support(x).all()
@@ -360,20 +358,20 @@ def test_bad_input(call, error, message):
 
 
 # Each example compiles anew, so there are few, and no search for the smallest failing one.
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     dim=st.integers(1, 7),
     depth=st.integers(1, 5),
     context_dim=st.integers(0, 2),
     batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
-    recipe=st.sampled_from(sorted(RECIPES)),
+    recipe=st.sampled_from(["nice", "realnvp", "nsf", "maf", "iaf", "nsf_ar"]),
     permutation=st.sampled_from(["random", "reverse", "swap"]),
     seed=st.integers(0, 100),
 )
 def test_any_shape_round_trips(dim, depth, context_dim, batch, recipe, permutation, seed):
     keys = jax.random.split(jax.random.key(seed), 4)
     config = {"depth": depth, "hidden": (5,), "permutation": permutation}
-    f = shake(RECIPES[recipe](keys[0], dim, context_dim=context_dim, **config), keys[1])
+    f = shake(getattr(nf, recipe)(keys[0], dim, context_dim=context_dim, **config), keys[1])
     if context_dim:
         f = f.condition(jax.random.normal(keys[2], (*batch, context_dim)))
     f = f.expand(batch)
