@@ -8,7 +8,7 @@ of one scan then differ in their flags and not in their structure.
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -118,12 +118,7 @@ class PerCoordinate(Constraint):
         return (self.parts,), (("parts",), {})
 
     def eq(self, other: object, static: bool = False) -> bool | Array:
-        if not isinstance(other, PerCoordinate) or len(self.parts) != len(other.parts):
-            return False
-        equal: bool | Array = True
-        for a, b in zip(self.parts, other.parts, strict=True):
-            equal = equal & a.eq(b, static=static)
-        return equal
+        return isinstance(other, PerCoordinate) and _equal(self.parts, other.parts, static)
 
 
 class PerCoordinateTransform(Transform):
@@ -160,12 +155,20 @@ class PerCoordinateTransform(Transform):
         return (self.parts, self.constraint), (("parts", "constraint"), {})
 
     def eq(self, other: object, static: bool = False) -> bool | Array:
-        if not isinstance(other, PerCoordinateTransform) or len(self.parts) != len(other.parts):
+        if not isinstance(other, PerCoordinateTransform):
             return False
         equal = self.codomain.eq(other.codomain, static=static)
-        for a, b in zip(self.parts, other.parts, strict=True):
-            equal = equal & a.eq(b, static=static)
-        return equal
+        return equal & _equal(self.parts, other.parts, static)
+
+
+def _equal(a: Sequence[Any], b: Sequence[Any], static: bool) -> bool | Array:
+    """Whether constraints or transforms are equal, pair by pair."""
+    if len(a) != len(b):
+        return False
+    equal: bool | Array = True
+    for x, y in zip(a, b, strict=True):
+        equal = equal & x.eq(y, static=static)
+    return equal
 
 
 @biject_to.register(PerCoordinate)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Normal, TransformedDistribution
 from numpyro.distributions.transforms import Transform
 
-from .checks import check_context, check_event_shape, check_float
+from .checks import check_event_shape, check_float
 from .distribution import FlowDistribution, leaf_names
 from .transform import Conditioned, FlowTransform
 from .transforms import NumPyroTransform
@@ -63,7 +63,7 @@ class TransformError(ValueError):
 def check_transform(
     transform: Transform,
     x: ArrayLike,
-    context: ArrayLike | None = None,
+    context: Any = None,
     *,
     tolerance: float | None = None,
 ) -> Report:
@@ -77,7 +77,8 @@ def check_transform(
     :param transform: a ``FlowTransform``, or any NumPyro transform.
     :param x: points of its domain, shape ``(n, *event_shape)`` with n at least 2, in float32 or
         float64; the figures hold for these points.
-    :param context: shape ``(n, context_dim)`` for a conditional transform.
+    :param context: shape ``(n, context_dim)`` for a conditional transform; for an ``Embedded``
+        one the pytree that its network reads, n rows in each leaf.
     :param tolerance: largest relative error of a round trip, by default 1e-4 in float32 and
         1e-9 in float64; log-determinants are allowed ten times as much.
     :return: the report, every line of it passed.
@@ -101,7 +102,8 @@ def check_transform(
         raise ValueError(
             f"x: expected shape (n, *{transform.event_shape}) with n at least 2, got {x.shape}."
         )
-    context = check_context(type(transform).__name__, context, transform.context_dim)
+    context = jax.tree.map(jnp.asarray, context)
+    transform.read_context(context)  # to hear of a wrong one here
     if tolerance is None:
         tolerance = 1e-9 if x.dtype == jnp.float64 else 1e-4
     checks: list[Check] = []
@@ -209,14 +211,15 @@ def _rearranged(transform, value, context, *, forward: bool):
     step = transform.forward_and_log_det if forward else transform.inverse_and_log_det
 
     def pick(choose):
-        return choose(value), None if context is None else choose(context)
+        return choose(value), jax.tree.map(choose, context)
 
     row = step(*pick(lambda a: a[0]))
     stacked = step(*pick(lambda a: jnp.stack([a, a[::-1]])))
     if context is None:
         return row, stacked, None, None
-    shared = step(value, context[:1])
-    repeated = step(value, jnp.broadcast_to(context[:1], context.shape))
+    first = jax.tree.map(lambda a: a[:1], context)
+    shared = step(value, first)
+    repeated = step(value, jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape), first, context))
     return row, stacked, shared, repeated
 
 
@@ -344,7 +347,7 @@ def _refusals(transform, x, context, tolerance) -> list[Check]:
             refuses("a surplus context", lambda: transform.forward_and_log_det(x, surplus))
         )
     else:
-        wide = jnp.concatenate([context, context], axis=-1)
+        wide = jax.tree.map(lambda a: jnp.concatenate([a, a], axis=-1), context)
         checks += [
             refuses("a missing context", lambda: transform.forward_and_log_det(x)),
             refuses("a context of wrong width", lambda: transform.forward_and_log_det(x, wide)),

@@ -1,20 +1,20 @@
 """Data-dependent initialisation, a pure function from a flow and data to a flow."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from .checks import check_context, check_float, is_real
+from .checks import check_float, is_real
 from .distribution import FlowDistribution
 from .transform import FlowTransform
 
 _Flow = TypeVar("_Flow", FlowDistribution, FlowTransform)
 
 
-def initialize(flow: _Flow, batch: ArrayLike, context: ArrayLike | None = None) -> _Flow:
+def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
     r"""The flow with every :class:`~numpyro_flows.ActNorm` in it set from data.
 
     The data go through the flow once, towards the base. Each ``ActNorm`` they meet is set so that
@@ -30,7 +30,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: ArrayLike | None = None) 
     :param flow: a ``FlowDistribution`` or ``FlowTransform``.
     :param batch: rows of data, shape ``(n, *event_shape)`` with n at least 2; some hundred serve.
     :param context: shape ``(n, context_dim)`` or ``(context_dim,)``, for a conditional flow whose
-        context is not bound.
+        context is not bound; for one with an embedding, the pytree that its network reads.
     :return: a flow of the same structure.
     :raises ValueError: for fewer than 2 rows, a wrong shape, a missing or surplus context, and,
         outside of ``jit``, rows that are not finite or outside the support.
@@ -56,11 +56,12 @@ def initialize(flow: _Flow, batch: ArrayLike, context: ArrayLike | None = None) 
     n = len(rows)
     if n < 2:
         raise ValueError(f"batch: expected at least 2 rows, which have a variance, got {n}.")
-    context = check_context("This flow", context, flow.context_dim)
-    if context is not None and context.shape[:-1] not in ((), (n,)):
+    context = jax.tree.map(jnp.asarray, context)
+    seen = flow.read_context(context)
+    if seen is not None and seen.shape[:-1] not in ((), (n,)):
         raise ValueError(
-            f"context: expected shape ({n}, {flow.context_dim}), one row per row of the batch, "
-            f"got {context.shape}."
+            f"context: expected {n} rows, one per row of the batch, or a single one, got "
+            f"batch axes {seen.shape[:-1]}."
         )
     bound = flow.inverse_shape(flow.out_shape)
     bound = bound[: len(bound) - len(flow.event_shape)]
@@ -71,16 +72,18 @@ def initialize(flow: _Flow, batch: ArrayLike, context: ArrayLike | None = None) 
         )
     rows = rows.astype(jnp.result_type(float))
     _check_rows("batch", jnp.isfinite(rows), "hold NaN or infinite values")
-    if context is not None:
-        context = context.astype(rows.dtype)
-        _check_rows("context", jnp.isfinite(jnp.atleast_2d(context)), "hold NaN or infinite values")
+    if seen is not None:
+        _check_rows("context", jnp.isfinite(jnp.atleast_2d(seen)), "hold NaN or infinite values")
     if not is_real(flow.codomain):
         _check_rows("batch", flow.codomain(rows), f"lie outside the flow's support {flow.codomain}")
+    context = jax.tree.map(
+        lambda a: a.astype(rows.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, context
+    )
     return _initialized(flow, rows, context)
 
 
 @jax.jit
-def _initialized(transform: FlowTransform, rows: Array, context: Array | None) -> FlowTransform:
+def _initialized(transform: FlowTransform, rows: Array, context: Any) -> FlowTransform:
     return transform._initialized(rows, context, False)[0]
 
 

@@ -39,10 +39,11 @@ class MLP(eqx.Module):
     A context :math:`c` enters the first layer, :math:`h_1 = \phi(W_0 x + V c + b_0)`. With
     ``residual``, each hidden width is a block of two layers beside a stream that the first layer
     opens, :math:`s_{i+1} = s_i + W'_i \phi(W_i \phi(s_i) + b_i) + b'_i` (He et al., 2016,
-    arXiv:1603.05027, fig. 4e). Hidden weights start
-    at :math:`N(0, 2 / \text{fan-in})` (He et al., 2015, arXiv:1502.01852, eq. 10), hidden biases
-    uniform on :math:`\pm 1 / \sqrt{\text{fan-in}}` (else a network of one input has all its kinks
-    at 0), and the whole last layer at zero, so a new network returns zeros.
+    arXiv:1603.05027, fig. 4e).
+
+    Hidden weights start at :math:`N(0, 2 / \text{fan-in})` (He et al., 2015, arXiv:1502.01852,
+    eq. 10), hidden biases uniform on :math:`\pm 1 / \sqrt{\text{fan-in}}` (else a network of one
+    input has all its kinks at 0), and the whole last layer at zero, so a new network returns zeros.
 
     :param key: ``jax.random.key`` for the initial weights.
     :param in_size: width of ``x``; 0 is allowed (the output then depends on the context alone).

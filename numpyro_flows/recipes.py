@@ -57,9 +57,7 @@ from .transforms import (
 Support: TypeAlias = Constraint | Sequence[Constraint]
 
 
-def _permutations(
-    kind: str | Sequence[int], dim: int, depth: int, seed: int
-) -> list[list[int]] | None:
+def _permutations(kind: str | Sequence[int], dim: int, depth: int, seed: int) -> list[list[int]]:
     """One permutation after each of ``depth`` layers; together they are the identity."""
     rng = np.random.default_rng(seed)
     swap = np.roll(np.arange(dim), dim // 2)
@@ -109,11 +107,10 @@ def _check_support(support: Support, dim: int) -> Constraint:
 
 
 def _flow(
-    transform: FlowTransform, support: Support, base: Distribution | None
+    transform: FlowTransform, support: Constraint, base: Distribution | None
 ) -> FlowDistribution:
     """Base -> transform -> support."""
     (dim,) = transform.event_shape
-    support = _check_support(support, dim)
     flags = angles(support, dim)
     if base is None:
         base = StandardBase(flags) if any(flags) else Normal(jnp.zeros(dim), jnp.ones(dim))
@@ -172,10 +169,12 @@ def _log_scale_bound(bound: float | None, depth: int) -> float:
     return min(1.0, 16 / check_size("depth", depth)) if bound is None else bound
 
 
-def _without_angles(what: str, support: Support, dim: int) -> Support:
-    if any(angles(_check_support(support, dim), dim)):
+def _check_no_angles(what: str, support: Support, dim: int) -> Constraint:
+    """The support as one constraint, for flows that cannot stay on a circle."""
+    constraint = _check_support(support, dim)
+    if any(angles(constraint, dim)):
         raise _refuse_angles(what)
-    return support
+    return constraint
 
 
 def _residual(
@@ -191,8 +190,8 @@ def _residual(
     """Layers that are the identity plus something, read in one direction or the other."""
     check_size("dim", dim)
     layers = _layers(build, key, dim, check_size("depth", depth), permutations)
-    support = _without_angles(type(layers.layers).__name__, support, dim)
-    return _flow(Inverse(layers) if inverse else layers, support, base)
+    constraint = _check_no_angles(type(layers.layers).__name__, support, dim)
+    return _flow(Inverse(layers) if inverse else layers, constraint, base)
 
 
 def coupling_flow(
@@ -246,7 +245,8 @@ def coupling_flow(
     (4,)
     """
     check_size("dim", dim)
-    flags = angles(_check_support(support, dim), dim)
+    constraint = _check_support(support, dim)
+    flags = angles(constraint, dim)
     map = _map_for(map, circular_map, flags)
     if mixing not in ("none", "lu"):
         raise ValueError(f"mixing: expected 'none' or 'lu', got {mixing!r}.")
@@ -268,7 +268,7 @@ def coupling_flow(
         return Chain([Inverse(LULinear(dim)), layer]) if mixing == "lu" else layer
 
     permutations = _permutations(permutation, dim, check_size("depth", depth), permutation_seed)
-    return _flow(_layers(build, key, dim, depth, permutations, flags), support, base)
+    return _flow(_layers(build, key, dim, depth, permutations, flags), constraint, base)
 
 
 def autoregressive_flow(
@@ -325,7 +325,8 @@ def autoregressive_flow(
     (4,)
     """
     check_size("dim", dim)
-    flags = angles(_check_support(support, dim), dim)
+    constraint = _check_support(support, dim)
+    flags = angles(constraint, dim)
     map = _map_for(map, circular_map, flags)
 
     def build(key: Array, dim: int, circular: Array | None = None) -> FlowTransform:
@@ -346,7 +347,7 @@ def autoregressive_flow(
         _permutations(permutation, dim, depth, permutation_seed) if parents is None else None
     )
     layers = _layers(build, key, dim, depth, permutations, flags)
-    return _flow(Inverse(layers) if inverse else layers, support, base)
+    return _flow(Inverse(layers) if inverse else layers, constraint, base)
 
 
 def planar(
@@ -549,7 +550,7 @@ def nice(
     transform = flow.transform
     if rescale:
         transform = Chain([transform, DiagonalScale(dim)])
-    return _flow(transform, _without_angles("nice", support, dim), base)
+    return _flow(transform, _check_no_angles("nice", support, dim), base)
 
 
 def realnvp(

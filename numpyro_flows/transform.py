@@ -30,7 +30,7 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import array_equiv
 
-from .checks import check_context, check_event_shape, check_float
+from .checks import check_context, check_event_shape, check_float, check_size
 from .nn import columns, rows
 
 _CONTRACT = ("forward_and_log_det", "inverse_and_log_det")
@@ -206,8 +206,24 @@ class ColumnTransform(FlowTransform):
 
     Coordinates first and rows last is the layout in which the gradient of a weight is a product of
     contiguous matrices (see ``nn.py``). A subclass implements ``forward_columns`` and
-    ``inverse_columns`` in place of the two methods of the contract.
+    ``inverse_columns`` in place of the two methods of the contract, and calls ``_set_sizes`` in
+    its constructor.
     """
+
+    dim: int = eqx.field(static=True)
+    context_size: int = eqx.field(static=True)
+
+    def _set_sizes(self, dim: int, context_dim: int = 0) -> None:
+        self.dim = check_size("dim", dim)
+        self.context_size = check_size("context_dim", context_dim, minimum=0)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim,)
+
+    @property
+    def context_dim(self) -> int:
+        return self.context_size
 
     @abc.abstractmethod
     def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
@@ -309,7 +325,33 @@ class Inverse(FlowTransform):
         return self.transform.forward_shape(shape)
 
 
-class Conditioned(FlowTransform):
+class Wrapper(FlowTransform):
+    """A transform around another one, whose shapes, spaces and context it takes over."""
+
+    transform: FlowTransform
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.transform.event_shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.transform.out_shape
+
+    @property
+    def context_dim(self) -> int:
+        return self.transform.context_dim
+
+    @property
+    def domain(self) -> Constraint:
+        return self.transform.domain
+
+    @property
+    def codomain(self) -> Constraint:
+        return self.transform.codomain
+
+
+class Conditioned(Wrapper):
     """A conditional transform with its context bound: an unconditional one.
 
     The context's batch shape joins that of the values (``forward_shape`` and ``inverse_shape``
@@ -322,7 +364,6 @@ class Conditioned(FlowTransform):
     :raises TypeError: if the context is not floating.
     """
 
-    transform: FlowTransform
     context: Fixed
 
     def __init__(self, transform: FlowTransform, context: Any):
@@ -332,16 +373,8 @@ class Conditioned(FlowTransform):
         self._context_shape()  # to hear of a wrong one here
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.transform.event_shape
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.transform.out_shape
-
-    @property
-    def codomain(self) -> Constraint:
-        return self.transform.codomain
+    def context_dim(self) -> int:
+        return 0
 
     def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.forward_and_log_det(x, self.context.value)
@@ -370,7 +403,7 @@ class Conditioned(FlowTransform):
         return self._broadcast(super().inverse_shape(shape), self.event_shape)
 
 
-class Embedded(FlowTransform):
+class Embedded(Wrapper):
     """A transform whose context is what a network makes of any pytree.
 
     Images, sets, several arrays: the network turns them into the vector that the transform reads,
@@ -391,7 +424,6 @@ class Embedded(FlowTransform):
     (4,)
     """
 
-    transform: FlowTransform
     network: Callable[[Any], Array]
 
     def __check_init__(self):
@@ -404,22 +436,6 @@ class Embedded(FlowTransform):
             raise TypeError(
                 f"network: expected something to call, got {type(self.network).__name__}."
             )
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.transform.event_shape
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.transform.out_shape
-
-    @property
-    def context_dim(self) -> int:
-        return self.transform.context_dim
-
-    @property
-    def codomain(self) -> Constraint:
-        return self.transform.codomain
 
     def read_context(self, context: Any) -> Array | None:
         if context is None:

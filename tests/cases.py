@@ -176,10 +176,17 @@ CASES = {
     nf.Embedded: {
         "": lambda: (
             flow(nf.realnvp, 3, context_dim=2)
-            .embed(nf.nn.Embedding(jax.random.key(3), jnp.zeros(2), 2, hidden=(4,)))
+            .embed(
+                nf.nn.Embedding(
+                    jax.random.key(3),
+                    {"dose": jnp.zeros(()), "curve": jnp.zeros(2)},
+                    2,
+                    hidden=(4,),
+                )
+            )
             .transform,
             points(3),
-            points(2, seed=3),
+            {"dose": points(1, seed=3)[:, 0], "curve": points(2, seed=4)},
         ),
     },
     nf.Scan: {

@@ -1,6 +1,7 @@
 """Shared fixtures and helpers."""
 
 import os
+import pathlib
 
 # Most of the suite's time is spent compiling small programs; optimising them does not pay.
 os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
@@ -8,6 +9,18 @@ os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
 import jax
 import jax.numpy as jnp
 import pytest
+
+_LIMIT = pathlib.Path("/proc/sys/vm/max_map_count")
+_MAPS = pathlib.Path("/proc/self/maps")
+
+
+def pytest_runtest_teardown():
+    """Forget compiled programs before they exhaust what Linux lets a process map.
+
+    Each program holds some memory maps; at the limit (usually 65,530) the compiler is killed.
+    """
+    if _LIMIT.exists() and _MAPS.read_bytes().count(b"\n") > int(_LIMIT.read_text()) // 2:
+        jax.clear_caches()
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..checks import check_size
 from ..circular import features, mark, num_features
 from ..elementwise import ElementwiseMap
 from ..nn import ACTIVATIONS, MLP
@@ -160,8 +159,6 @@ class MaskedAutoregressive(ColumnTransform):
     conditioner: MLP
     direct: Array | None
     circular: Fixed | None
-    dim: int = eqx.field(static=True)
-    context_size: int = eqx.field(static=True)
     order: tuple[int, ...] | None = eqx.field(static=True)
     parents: Parents | None = eqx.field(static=True)
 
@@ -179,8 +176,7 @@ class MaskedAutoregressive(ColumnTransform):
         parents: Sequence[Sequence[int]] | None = None,
         circular: Array | None = None,
     ):
-        self.dim = check_size("dim", dim)
-        self.context_size = check_size("context_dim", context_dim, minimum=0)
+        self._set_sizes(dim, context_dim)
         self.map = map
         if order is not None and parents is not None:
             raise ValueError("Expected an order or parents, got both: a graph has its own order.")
@@ -216,14 +212,6 @@ class MaskedAutoregressive(ColumnTransform):
             ((*weights, net.weights[-1]), (*biases, net.biases[-1])),
         )
         self.direct = None if plan.direct is None else jnp.zeros((map.num_params * dim, inputs))
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.dim,)
-
-    @property
-    def context_dim(self) -> int:
-        return self.context_size
 
     def _plan(self) -> _Plan:
         net = self.conditioner

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,8 +57,6 @@ class BlockAutoregressive(ColumnTransform):
     last: Array
     context_weight: Array | None
     params: Parameters
-    dim: int = eqx.field(static=True)
-    context_size: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -70,8 +67,7 @@ class BlockAutoregressive(ColumnTransform):
         context_dim: int = 0,
         hidden: Sequence[int] = (64, 64),
     ):
-        self.dim = check_size("dim", dim)
-        self.context_size = check_size("context_dim", context_dim, minimum=0)
+        self._set_sizes(dim, context_dim)
         if not hidden_factors:
             raise ValueError("hidden_factors: expected at least one hidden layer, got none.")
         factors = (1, *(check_size("hidden_factors", f) for f in hidden_factors))
@@ -98,14 +94,6 @@ class BlockAutoregressive(ColumnTransform):
         self.params = Parameters(
             next(keys), jnp.zeros(3 * dim), context_size=context_dim, hidden=hidden
         )
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.dim,)
-
-    @property
-    def context_dim(self) -> int:
-        return self.context_size
 
     def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         y, log_diagonal = _forward(x, (self, context))

@@ -10,7 +10,7 @@ from jax import Array
 from numpyro.distributions.constraints import Constraint
 
 from ..checks import check_size
-from ..transform import FlowTransform, in_columns
+from ..transform import FlowTransform, Wrapper, in_columns
 
 
 class Chain(FlowTransform):
@@ -233,7 +233,7 @@ class Scan(FlowTransform):
         return Scan(layers, self.permutations), value
 
 
-class Stacked(FlowTransform):
+class Stacked(Wrapper):
     """Independent copies of one transform along a batch axis, one per entry of that axis.
 
     What ``jax.vmap`` or a scan makes of a transform it returns: every leaf has a leading axis of
@@ -245,24 +245,11 @@ class Stacked(FlowTransform):
     :raises ValueError: for a transform that still waits for a context.
     """
 
-    transform: FlowTransform
     batch_ndim: int = eqx.field(static=True, default=0)
 
     def __check_init__(self):
         if self.transform.context_dim:
             raise ValueError("Stacked: bind the context before stacking (`Conditioned`).")
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.transform.event_shape
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.transform.out_shape
-
-    @property
-    def codomain(self) -> Constraint:
-        return self.transform.codomain
 
     def _map(self, step, value: Array, in_ndim: int, out_ndim: int) -> tuple[Array, Array]:
         axis = -1 - self.batch_ndim

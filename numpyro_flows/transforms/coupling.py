@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
-from ..checks import check_size
 from ..circular import features, mark, num_features
 from ..elementwise import ElementwiseMap
 from ..nn import MLP
@@ -47,8 +45,6 @@ class Coupling(ColumnTransform):
     map: ElementwiseMap
     conditioner: MLP
     circular: Fixed | None
-    dim: int = eqx.field(static=True)
-    context_size: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -62,8 +58,7 @@ class Coupling(ColumnTransform):
         residual: bool = False,
         circular: Array | None = None,
     ):
-        self.dim = check_size("dim", dim)
-        self.context_size = check_size("context_dim", context_dim, minimum=0)
+        self._set_sizes(dim, context_dim)
         self.map = map
         self.circular = None if circular is None else Fixed(circular)
         passing = dim // 2
@@ -76,14 +71,6 @@ class Coupling(ColumnTransform):
             activation=activation,
             residual=residual,
         )
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.dim,)
-
-    @property
-    def context_dim(self) -> int:
-        return self.context_size
 
     def _couple(self, step, value: Array, context: Array | None) -> tuple[Array, Array]:
         half = self.dim // 2

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
-from ..checks import check_key, check_size
+from ..checks import check_key
 from ..elementwise import ElementwiseMap
 from ..nn import Parameters
 from ..transform import ColumnTransform
@@ -41,8 +40,6 @@ class Elementwise(ColumnTransform):
 
     map: ElementwiseMap
     params: Parameters
-    dim: int = eqx.field(static=True)
-    context_size: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -60,8 +57,7 @@ class Elementwise(ColumnTransform):
                 "for example `numpyro_flows.elementwise.HeavyTail()`."
             )
         self.map = map
-        self.dim = check_size("dim", dim)
-        self.context_size = check_size("context_dim", context_dim, minimum=0)
+        self._set_sizes(dim, context_dim)
         self.params = Parameters(
             check_key(key),
             jnp.zeros(map.num_params * dim),
@@ -69,14 +65,6 @@ class Elementwise(ColumnTransform):
             hidden=hidden,
             activation=activation,
         )
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.dim,)
-
-    @property
-    def context_dim(self) -> int:
-        return self.context_size
 
     def _apply(self, step, value: Array, context: Array | None) -> tuple[Array, Array]:
         params = self.params(context).reshape(self.map.num_params, self.dim, -1)

@@ -10,7 +10,7 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import sum_rightmost
 
-from ..transform import Fixed, FlowTransform
+from ..transform import Fixed, FlowTransform, Wrapper
 
 
 def _widen(constraint: Constraint, ndim: int) -> Constraint:
@@ -100,7 +100,7 @@ def _numbers(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Fixed:
         raise ValueError(f"{name}: expected shape {shape}, got {jnp.shape(value)}.") from error
 
 
-class Standardized(FlowTransform):
+class Standardized(Wrapper):
     r"""A transform in standardised coordinates: :math:`y = m + s \, T(x; (c - m_c) / s_c)`.
 
     The numbers :math:`m, s, m_c, s_c` are fixed; T trains on data and contexts of mean 0 and
@@ -120,7 +120,6 @@ class Standardized(FlowTransform):
     Array([6., 7.], dtype=float32)
     """
 
-    transform: FlowTransform
     loc: Fixed
     scale: Fixed
     context_loc: Fixed
@@ -144,18 +143,6 @@ class Standardized(FlowTransform):
         self.context_scale = _numbers(
             "context_scale", 1.0 if context_scale is None else context_scale, width
         )
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return self.transform.event_shape
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.transform.out_shape
-
-    @property
-    def context_dim(self) -> int:
-        return self.transform.context_dim
 
     def standardize_context(self, context: Array | None) -> Array | None:
         """The context as T sees it."""

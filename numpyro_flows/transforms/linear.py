@@ -1,8 +1,8 @@
 r"""Linear transforms :math:`y = W x + b`, each a factorisation of W with a cheap determinant.
 
-All rows share one product with the matrix. Both directions
-use the same W, so products are computed in full precision: an accelerator's reduced default would
-leave the round trip with the few digits it keeps.
+All rows share one product with the matrix. Both directions use the same W, so products are
+computed in full precision: an accelerator's reduced default would leave the round trip with the
+few digits it keeps.
 """
 
 import abc
@@ -34,12 +34,6 @@ def _num_below(dim: int) -> int:
 
 class _Linear(ColumnTransform):
     """What the linear transforms share: a constant log-determinant."""
-
-    dim: int = eqx.field(static=True)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.dim,)
 
     @property
     def log_det(self) -> Array | float:
@@ -85,7 +79,7 @@ class Permutation(_Linear):
                 f"Permutation: expected a permutation of range({len(got)}), got {got}."
             )
         self.permutation = tuple(int(i) for i in got)
-        self.dim = len(got)
+        self._set_sizes(len(got))
 
     def _apply(self, x: Array) -> Array:
         return x[np.array(self.permutation)]
@@ -112,7 +106,7 @@ class DiagonalScale(_Linear):
     log_scale: Array
 
     def __init__(self, dim: int):
-        self.dim = check_size("dim", dim)
+        self._set_sizes(dim)
         self.log_scale = jnp.zeros(dim)
 
     @property
@@ -147,7 +141,7 @@ class TriangularAffine(_Linear):
     bias: Array
 
     def __init__(self, dim: int):
-        self.dim = check_size("dim", dim)
+        self._set_sizes(dim)
         self.below = jnp.zeros(_num_below(dim))
         self.log_diag = jnp.zeros(dim)
         self.bias = jnp.zeros(dim)
@@ -194,7 +188,7 @@ class LULinear(_Linear):
     bias: Array | None
 
     def __init__(self, dim: int, *, bias: bool = True):
-        self.dim = check_size("dim", dim)
+        self._set_sizes(dim)
         self.lower = jnp.zeros(_num_below(dim))
         self.upper = jnp.zeros(_num_below(dim))
         self.log_diag = jnp.zeros(dim)
@@ -248,7 +242,7 @@ class Householder(_Linear):
     vectors: Array
 
     def __init__(self, key: Array, dim: int, *, num_reflections: int | None = None):
-        self.dim = check_size("dim", dim)
+        self._set_sizes(dim)
         if num_reflections is None:
             num_reflections = max(2, dim - dim % 2)
         if check_size("num_reflections", num_reflections, 2) % 2:
@@ -305,7 +299,7 @@ class Orthogonal(_Linear):
     method: str = eqx.field(static=True)
 
     def __init__(self, dim: int, *, method: str = "cayley"):
-        self.dim = check_size("dim", dim)
+        self._set_sizes(dim)
         if method not in ("cayley", "expm"):
             raise ValueError(f"method: expected 'cayley' or 'expm', got {method!r}.")
         self.method = method

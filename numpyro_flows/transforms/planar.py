@@ -130,8 +130,6 @@ class Planar(ColumnTransform):
     """
 
     params: Parameters
-    dim: int = eqx.field(static=True)
-    context_size: int = eqx.field(static=True)
     activation: str | Ridge = eqx.field(static=True)
 
     def __init__(
@@ -143,21 +141,12 @@ class Planar(ColumnTransform):
         context_dim: int = 0,
         hidden: Sequence[int] = (64, 64),
     ):
-        self.dim = check_size("dim", dim)
-        self.context_size = check_size("context_dim", context_dim, minimum=0)
+        self._set_sizes(dim, context_dim)
         self.activation = _check_ridge(activation)
         first, second, third = jax.random.split(key, 3)
         w = jax.random.normal(first, (dim,)) / dim**0.5
         value = jnp.concatenate([w, jnp.zeros(dim), jax.random.normal(second, (1,))])
         self.params = Parameters(third, value, context_size=context_dim, hidden=hidden)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.dim,)
-
-    @property
-    def context_dim(self) -> int:
-        return self.context_size
 
     def _parts(self, context: Array | None) -> tuple[Array, ...]:
         params = self.params(context)
@@ -215,9 +204,7 @@ class Sylvester(ColumnTransform):
 
     reflections: Array
     params: Parameters
-    dim: int = eqx.field(static=True)
     num_ridges: int = eqx.field(static=True)
-    context_size: int = eqx.field(static=True)
     activation: str | Ridge = eqx.field(static=True)
 
     def __init__(
@@ -230,25 +217,16 @@ class Sylvester(ColumnTransform):
         context_dim: int = 0,
         hidden: Sequence[int] = (64, 64),
     ):
-        self.dim = check_size("dim", dim)
+        self._set_sizes(dim, context_dim)
         m = min(dim, 8) if num_ridges is None else check_size("num_ridges", num_ridges)
         if m > dim:
             raise ValueError(f"num_ridges: expected at most dim={dim} orthogonal ridges, got {m}.")
         self.num_ridges = m
-        self.context_size = check_size("context_dim", context_dim, minimum=0)
         self.activation = _check_ridge(activation)
         first, second, third = jax.random.split(key, 3)
         self.reflections = jax.random.normal(first, (m, dim))
         value = jnp.concatenate([jnp.zeros(2 * m * m), jax.random.normal(second, (m,))])
         self.params = Parameters(third, value, context_size=context_dim, hidden=hidden)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.dim,)
-
-    @property
-    def context_dim(self) -> int:
-        return self.context_size
 
     def _frame(self) -> Array:
         """Q, of shape ``(dim, num_ridges)``."""

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..checks import check_size
 from ..nn import Parameters, above_minus_one
 from ..transform import ColumnTransform
 
@@ -40,25 +38,14 @@ class Radial(ColumnTransform):
     """
 
     params: Parameters
-    dim: int = eqx.field(static=True)
-    context_size: int = eqx.field(static=True)
 
     def __init__(
         self, key: Array, dim: int, *, context_dim: int = 0, hidden: Sequence[int] = (64, 64)
     ):
-        self.dim = check_size("dim", dim)
-        self.context_size = check_size("context_dim", context_dim, minimum=0)
+        self._set_sizes(dim, context_dim)
         first, second = jax.random.split(key)
         value = jnp.concatenate([jax.random.normal(first, (dim,)), jnp.zeros(2)])
         self.params = Parameters(second, value, context_size=context_dim, hidden=hidden)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.dim,)
-
-    @property
-    def context_dim(self) -> int:
-        return self.context_size
 
     def _parts(self, context: Array | None) -> tuple[Array, Array, Array]:
         params = self.params(context)
