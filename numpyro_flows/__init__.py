@@ -9,11 +9,16 @@ from .diagnostics import check_transform
 from .distribution import FlowDistribution, combine, partition
 from .infer import (
     STL_ELBO,
+    AmortizedFlow,
     AutoFlow,
+    GuideFit,
     NeuTraReparam,
+    fit_guide,
     flow_module,
     importance_log_weights,
+    importance_resample,
     random_flow_module,
+    to_arviz,
 )
 from .initialization import initialize
 from .recipes import (
@@ -40,6 +45,7 @@ from .transforms import (
     Coupling,
     DiagonalScale,
     Elementwise,
+    FixedAffine,
     Householder,
     LULinear,
     MaskedAutoregressive,
@@ -100,6 +106,7 @@ __all__ = [
     "Scan",
     "Stacked",
     "Standardized",
+    "FixedAffine",
     # parameters
     "Fixed",
     "partition",
@@ -111,9 +118,14 @@ __all__ = [
     "flow_module",
     "random_flow_module",
     "AutoFlow",
+    "AmortizedFlow",
     "STL_ELBO",
-    "NeuTraReparam",
+    "fit_guide",
+    "GuideFit",
+    "importance_resample",
     "importance_log_weights",
+    "to_arviz",
+    "NeuTraReparam",
     # trust and tools
     "check_transform",
     "save",

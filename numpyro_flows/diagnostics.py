@@ -355,6 +355,33 @@ def _refusals(transform, x, context, tolerance) -> list[Check]:
     return checks
 
 
+def psis(log_weights: ArrayLike) -> tuple[np.ndarray, float]:
+    r"""Pareto-smoothed log importance weights and their Pareto shape :math:`\hat k`.
+
+    The largest weights are replaced by quantiles of a generalised Pareto distribution fitted to
+    them.
+
+    :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
+    :return: the smoothed weights, normalised, same shape, and :math:`\hat k`; both ``nan`` where a
+        weight is not finite.
+
+    Source: Vehtari et al. (2024), arXiv:1507.02646; computed by ArviZ.
+    """
+    log_weights = np.asarray(log_weights, dtype=float)
+    if not np.isfinite(log_weights).all():
+        return np.full_like(log_weights, np.nan), float("nan")
+    try:
+        # ArviZ 1: arrays are served by arviz-stats, which it is built on.
+        from arviz_stats.base import array_stats
+
+        smoothed, khat = array_stats.psislw(log_weights)
+    except ImportError:
+        import arviz
+
+        smoothed, khat = arviz.psislw(log_weights)
+    return np.asarray(smoothed), float(khat)
+
+
 def psis_khat(log_weights: ArrayLike) -> float:
     r"""Pareto shape :math:`\hat k` of importance weights, by Pareto-smoothed importance sampling.
 
@@ -363,7 +390,7 @@ def psis_khat(log_weights: ArrayLike) -> float:
     :func:`importance_ess`.
 
     :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
-    :return: the shape; ``nan`` where the weights are.
+    :return: the shape; ``nan`` where a weight is not finite.
 
     Source: Vehtari et al. (2024), arXiv:1507.02646; computed by ArviZ.
 
@@ -371,19 +398,25 @@ def psis_khat(log_weights: ArrayLike) -> float:
     >>> bool(psis_khat(np.random.default_rng(0).normal(0, 0.1, 1000)) < 0.7)
     True
     """
+    return psis(log_weights)[1]
+
+
+def log_evidence(log_weights: ArrayLike) -> tuple[float, float]:
+    r"""Log evidence :math:`\log \frac1n \sum_i w_i` and its standard error.
+
+    The error is that of the delta method, :math:`\mathrm{sd}(w) / (\sqrt n \, \bar w)`; it can be
+    believed where :func:`psis_khat` is below 0.5, where the weights have a variance.
+
+    :param log_weights: log importance weights, shape ``(num_samples,)``, with their constant.
+
+    >>> log_evidence([1.0, 1.0])
+    (1.0, 0.0)
+    """
     log_weights = np.asarray(log_weights, dtype=float)
-    if not np.isfinite(log_weights).all():
-        return float("nan")
-    try:
-        # ArviZ 1: arrays are served by arviz-stats, which it is built on.
-        from arviz_stats.base import array_stats
-
-        _, khat = array_stats.psislw(log_weights)
-    except ImportError:
-        import arviz
-
-        _, khat = arviz.psislw(log_weights)
-    return float(khat)
+    largest = log_weights.max()
+    weights = np.exp(log_weights - largest)
+    error = weights.std() / weights.mean() / len(weights) ** 0.5
+    return float(largest + np.log(weights.mean())), float(error)
 
 
 def importance_ess(log_weights: ArrayLike) -> float:

@@ -174,6 +174,14 @@ def _masked_product_jvp(split, primals, tangents):
     return _masked_product(split, *primals), product(weight_dot, h) + product(weight, h_dot)
 
 
+def full_product(matrix: Array, value: Array) -> Array:
+    """A matrix product in full precision, for maps whose inverse uses the same matrix.
+
+    An accelerator's reduced default would leave their round trip with the few digits it keeps.
+    """
+    return jnp.matmul(matrix, value, precision="highest")
+
+
 class Parameters(eqx.Module):
     """The numbers of a layer: learned ones, to which a network adds what the context asks for.
 

@@ -294,6 +294,23 @@ CASES = {
             10 + 5 * points(1, seed=3),
         ),
     },
+    nf.FixedAffine: {
+        "low rank": lambda: (
+            nf.FixedAffine(
+                jnp.array([1.0, -2.0, 3.0, 0.0]),
+                jnp.array([0.5, 2.0, 1.0, 3.0]),
+                jnp.array([[0.6, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0]]),
+                jnp.array([[2.0, 0.0], [-0.7, 0.5]]),
+            ),
+            points(4),
+            None,
+        ),
+        "diagonal": lambda: (
+            nf.FixedAffine(jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0])),
+            points(2),
+            None,
+        ),
+    },
     nf.NumPyroTransform: {
         "positive": lambda: (
             nf.NumPyroTransform(biject_to(constraints.positive), (3,)),

@@ -39,9 +39,19 @@ def test_every_transform_has_a_case(cls):
     )
 
 
+def contract_cases():
+    """Every case in float32; in float64 by default the first of each class, the others slow."""
+    for cls, entries in CASES.items():
+        for i, label in enumerate(entries):
+            for dtype in ("float32", "float64"):
+                marks = [pytest.mark.slow] if i and dtype == "float64" else []
+                yield pytest.param(cls, label, dtype, marks=marks)
+
+
 @pytest.mark.parametrize(
-    ("cls", "label"),
-    [(cls, label) for cls, entries in CASES.items() for label in entries],
+    ("cls", "label", "dtype"),
+    list(contract_cases()),
+    indirect=["dtype"],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_contract(cls, label, dtype):

@@ -4,6 +4,7 @@ from functools import partial
 
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -369,13 +370,22 @@ def test_bad_input(call, error, message):
     seed=st.integers(0, 100),
 )
 def test_any_shape_round_trips(dim, depth, context_dim, batch, recipe, permutation, seed):
-    keys = jax.random.split(jax.random.key(seed), 4)
     config = {"depth": depth, "hidden": (5,), "permutation": permutation}
-    f = shake(getattr(nf, recipe)(keys[0], dim, context_dim=context_dim, **config), keys[1])
-    if context_dim:
-        f = f.condition(jax.random.normal(keys[2], (*batch, context_dim)))
-    f = f.expand(batch)
-    x, log_prob = f.sample_and_log_prob(keys[3], (2,))
+
+    @jax.jit
+    def run(key):
+        keys = jax.random.split(key, 4)
+        f = getattr(nf, recipe)(keys[0], dim, context_dim=context_dim, **config)
+        params, rest = nf.partition(f)
+        values, restore = jax.flatten_util.ravel_pytree(params)
+        f = nf.combine(restore(values + 0.1 * jax.random.normal(keys[1], values.shape)), rest)
+        if context_dim:
+            f = f.condition(jax.random.normal(keys[2], (*batch, context_dim)))
+        f = f.expand(batch)
+        x, log_prob = f.sample_and_log_prob(keys[3], (2,))
+        return x, log_prob, f.log_prob(x)
+
+    x, log_prob, again = run(jax.random.key(seed))
     assert x.shape == (2, *batch, dim)
     assert log_prob.shape == (2, *batch)
-    np.testing.assert_allclose(f.log_prob(x), log_prob, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(again, log_prob, rtol=1e-3, atol=1e-3)

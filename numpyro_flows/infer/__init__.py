@@ -1,16 +1,24 @@
 """Flows in NumPyro's inference: parameters in models, guides, neural transport."""
 
+from .amortized import AmortizedFlow
 from .elbo import STL_ELBO
+from .export import to_arviz
+from .fit import GuideFit, fit_guide
 from .guide import AutoFlow
-from .importance import importance_log_weights
+from .importance import importance_log_weights, importance_resample
 from .params import flow_module, random_flow_module
 from .reparam import NeuTraReparam
 
 __all__ = [
     "STL_ELBO",
+    "AmortizedFlow",
     "AutoFlow",
+    "GuideFit",
     "NeuTraReparam",
+    "fit_guide",
     "flow_module",
     "importance_log_weights",
+    "importance_resample",
     "random_flow_module",
+    "to_arviz",
 ]

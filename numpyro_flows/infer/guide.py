@@ -2,26 +2,32 @@
 
 import functools
 import inspect
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Distribution, constraints
+from numpyro.distributions import Distribution, biject_to
+from numpyro.distributions.constraints import Constraint
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import potential_energy
 
 from ..checks import is_real
 from ..distribution import FlowDistribution, combine, partition
 from ..recipes import realnvp
 from ..transform import FlowTransform
-from ..transforms import Standardized
+from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
+from .arguments import Static, join_arguments, split_arguments
+from .preconditioner import FULL, Located, locate
 
 
-def _sampling_side(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
+def sampling_side(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
     """The recipe with the direction in which sampling is fast, where that was left open."""
     try:
         has_choice = "inverse" in inspect.signature(recipe).parameters
@@ -31,27 +37,42 @@ def _sampling_side(recipe: Callable[..., FlowDistribution]) -> Callable[..., Flo
     return functools.partial(recipe, inverse=False) if has_choice and not said else recipe
 
 
+def site_key(key: Array, prefix: str) -> Array:
+    """A key of this guide's own: ``AutoGuideList`` hands all its guides the same one."""
+    return jax.random.fold_in(key, zlib.crc32(prefix.encode()))
+
+
 class AutoFlow(AutoContinuous):
     r"""Automatic guide with a flow over the unconstrained latent space.
 
-    .. math:: \theta = m + s \odot T(z), \qquad z \sim \text{base}
+    .. math:: \theta = P(B(T(z))), \qquad z \sim \text{base}
 
-    T is the recipe's flow, the identity at first, so the guide starts as the normal
-    ``AutoDiagonalNormal`` starts as: located by ``init_loc_fn``, of standard deviation
-    ``init_scale``. The location m, the scale s and T are all learned. Use it wherever NumPyro
-    takes a guide: ``SVI`` with any ELBO, ``Predictive``, ``nf.NeuTraReparam``.
+    P is a fixed affine map, the preconditioner, that locates and scales the posterior roughly
+    before training; T, the recipe's flow, and B, an affine map, both the identity at first, learn
+    the rest in its whitened coordinates. Use the guide wherever NumPyro takes one: ``SVI`` with
+    any ELBO, ``Predictive``, ``nf.NeuTraReparam``.
+
+    By default P is chosen by its ELBO among the start of ``init_loc_fn``, points along L-BFGS
+    paths and short Gaussian fits, which takes some seconds when the guide's parameters are
+    initialised; only first derivatives of the model are taken, in reverse mode. It travels with the
+    parameters and is never trained: its gradient is zero. (Weight decay would still shrink it:
+    mask it out of an optimiser that has any.)
 
     :param model: a NumPyro model with continuous latent sites.
     :param flow: a recipe, or any ``key, dim -> FlowDistribution`` onto the real vectors; settings
         enter by ``functools.partial(nf.realnvp, depth=4)``. The guide samples from it, so a
         recipe with a choice of direction (``inverse``) is asked for fast sampling, unless the
         settings say otherwise, and ``nf.iaf`` serves better than ``nf.maf``.
-    :param prefix: prefix of the guide's parameter sites ``prefix_flow$params``, ``prefix_loc``
-        and ``prefix_scale``.
-    :param init_loc_fn: NumPyro's initialisation strategy for m.
-    :param init_scale: initial s, in units of the unconstrained space; positive.
-    :raises ValueError: if ``init_scale`` is not positive; if a guide is used before it was set
-        up, or with parameters that are not its own.
+    :param prefix: prefix of the guide's parameter sites ``prefix_flow$params`` and
+        ``prefix_preconditioner``.
+    :param init: ``"auto"``, or ``"location"`` for the plain start of ``AutoDiagonalNormal``: P
+        then is located by ``init_loc_fn`` with standard deviation ``init_scale``.
+    :param init_loc_fn: NumPyro's initialisation strategy.
+    :param init_scale: standard deviation of the start, in units of the unconstrained space;
+        positive.
+    :raises ValueError: if ``init_scale`` is not positive or ``init`` unknown; if a guide is used
+        before it was set up, or with parameters that are not its own; if the model's density is
+        not finite anywhere near the starts.
     :raises TypeError: if ``flow`` is not callable or does not return a ``FlowDistribution``.
 
     >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
@@ -65,7 +86,8 @@ class AutoFlow(AutoContinuous):
     FlowDistribution(Independent -> Standardized, batch_shape=(), event_shape=(1,))
     """
 
-    scale_constraint = constraints.softplus_positive
+    #: Starts of the search for the preconditioner.
+    num_starts = 4
     #: Draws from which ``median`` and ``quantiles`` are computed, with a fixed key.
     num_quantile_samples = 10_000
 
@@ -75,6 +97,7 @@ class AutoFlow(AutoContinuous):
         flow: Callable[..., FlowDistribution] = realnvp,
         *,
         prefix: str = "auto",
+        init: str = "auto",
         init_loc_fn: Callable = init_to_uniform,
         init_scale: float = 0.1,
     ):
@@ -86,7 +109,10 @@ class AutoFlow(AutoContinuous):
             )
         if not init_scale > 0:
             raise ValueError(f"init_scale: expected a positive number, got {init_scale}.")
-        self._recipe = _sampling_side(flow)
+        if init not in ("auto", "location"):
+            raise ValueError(f"init: expected 'auto' or 'location', got {init!r}.")
+        self._recipe = sampling_side(flow)
+        self._init = init
         self._init_scale = init_scale
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
@@ -108,24 +134,126 @@ class AutoFlow(AutoContinuous):
                 f"{self.latent_dim}, got {flow} with support {flow.support}. The guide works in "
                 "the unconstrained space and applies the sites' supports itself."
             )
-        return partition(flow)
+        dim = self.latent_dim
+        affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
+        return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except RuntimeError as error:
+            if "valid initial parameters" not in str(error):
+                raise
+            raise ValueError(self._no_start(args, kwargs)) from error
+        self._check_supports(args, kwargs)
         # Set-up may happen under `jit`; what the guide keeps must not be a tracer.
         with jax.ensure_compile_time_eval():
             _, self._rest = self._build(jax.random.key(0))
 
-    def _get_posterior(self) -> FlowDistribution:
+    def _start(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A trace of the model at a start of the initialisation strategy."""
+        started = handlers.substitute(
+            handlers.seed(self.model, key), substitute_fn=self.init_loc_fn
+        )
+        return handlers.trace(started).get_trace(*args, **kwargs)
+
+    def _no_start(self, args: tuple, kwargs: dict[str, Any]) -> str:
+        with handlers.block():
+            trace = self._start(jax.random.key(0), args, kwargs)
+        bad = [
+            name
+            for name, site in trace.items()
+            if site["type"] == "sample"
+            and not bool(jnp.isfinite(site["fn"].log_prob(site["value"])).all())
+        ]
+        where = f"site {', '.join(map(repr, bad))}" if bad else "a factor or a gradient"
+        return (
+            f"The model's log density or its gradient is NaN or infinite at every start: look at "
+            f"{where}. Check the data there, or start elsewhere with `init_loc_fn`, for example "
+            "`numpyro.infer.init_to_median`."
+        )
+
+    def _check_supports(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Refuse sites whose support depends on other latent sites."""
+        supports = {name: self.prototype_trace[name]["fn"].support for name in self._init_locs}
+
+        def bounds(support: Constraint) -> list[Any]:
+            return [leaf for leaf in jax.tree.leaves(support) if isinstance(leaf, jax.Array)]
+
+        suspects = [name for name, support in supports.items() if bounds(support)]
+        if not suspects:
+            return
+        moved = {
+            name: biject_to(supports[name])(value + 0.5) for name, value in self._init_locs.items()
+        }
+        with handlers.block():
+            model = handlers.substitute(handlers.seed(self.model, 0), data=moved)
+            trace = handlers.trace(model).get_trace(*args, **kwargs)
+        for name in suspects:
+            pairs = zip(bounds(supports[name]), bounds(trace[name]["fn"].support), strict=True)
+            for before, after in pairs:
+                if isinstance(after, jax.core.Tracer):
+                    continue
+                if not np.array_equal(before, after):
+                    raise ValueError(
+                        f"Site {name!r}: its support depends on other latent sites, which a guide "
+                        "over one unconstrained space cannot follow. Draw from a fixed support and "
+                        "transform: u ~ Uniform(0, 1), then "
+                        f"`numpyro.deterministic({name!r}, low + u * (high - low))`."
+                    )
+
+    def _precondition(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> FixedAffine:
+        start = self._init_latent
+        if self._init == "location":
+            return FixedAffine(start, self._init_scale)
+        start_key, model_key, key = jax.random.split(key, 3)
+        model = handlers.seed(self.model, model_key)
+
+        @functools.partial(jax.jit, static_argnums=2)
+        def search(start: Array, traced: Any, static: Static) -> Located:
+            args, kwargs = join_arguments(traced, static)
+
+            def log_density(latent: Array) -> Array:
+                return -potential_energy(model, args, kwargs, self._unpack_latent(latent))
+
+            def another(key: Array) -> Array:
+                trace = self._start(key, args, kwargs)
+                sites = [
+                    biject_to(trace[name]["fn"].support).inv(trace[name]["value"])
+                    for name in self._init_locs
+                ]
+                return jnp.concatenate([site.reshape(-1) for site in sites])
+
+            others = jax.vmap(another)(jax.random.split(start_key, self.num_starts - 1))
+            starts = jnp.concatenate([start[None], others.astype(start.dtype)])
+            return locate(log_density, key, starts, self._init_scale)
+
+        with handlers.block():
+            found = search(start, *split_arguments(args, kwargs))
+        if not isinstance(found.elbo, jax.core.Tracer) and not jnp.isfinite(found.elbo):
+            raise ValueError(
+                "The model's log density is NaN or infinite around every start that was tried. "
+                "Start elsewhere with `init_loc_fn`, with a smaller `init_scale`, or with "
+                "`init='location'`."
+            )
+        return found.affine
+
+    def _get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         params = numpyro.param(f"{self.prefix}_flow$params", lambda key: self._build(key)[0])
         flow = combine(params, self._rest)
-        loc = numpyro.param(f"{self.prefix}_loc", self._init_latent)
-        scale = numpyro.param(
-            f"{self.prefix}_scale",
-            jnp.full(self.latent_dim, self._init_scale),
-            constraint=self.scale_constraint,
+        affine = numpyro.param(
+            f"{self.prefix}_preconditioner", lambda key: self._precondition(key, args, kwargs)
         )
-        return FlowDistribution(flow.base_dist, Standardized(flow.transform, loc, scale))
+        affine = jax.lax.stop_gradient(affine)
+        return FlowDistribution(flow.base_dist, Chain([*flow.transform.parts, affine]))
+
+    def _sample_latent(self, *args: Any, **kwargs: Any) -> Array:
+        sample_shape = kwargs.pop("sample_shape", ())
+        return numpyro.sample(
+            f"_{self.prefix}_latent",
+            self._get_posterior(*args, **kwargs).expand_by(sample_shape),
+            infer={"is_auxiliary": True},
+        )
 
     def _check_ready(self, params: dict[str, Any] | None = None) -> None:
         if self.prototype_trace is None:
@@ -133,7 +261,7 @@ class AutoFlow(AutoContinuous):
                 "This guide does not know its model's shapes yet: call `svi.init(key, *args)` or "
                 "`svi.run(key, num_steps, *args)` first."
             )
-        names = {f"{self.prefix}_{part}" for part in ("flow$params", "loc", "scale")}
+        names = {f"{self.prefix}_{part}" for part in ("flow$params", "preconditioner")}
         if params is not None and not names <= params.keys():
             raise ValueError(
                 f"params: expected the trained parameters {sorted(names)}, got {sorted(params)}. "
@@ -167,7 +295,8 @@ class AutoFlow(AutoContinuous):
     ) -> dict[str, Array]:
         """Draws of the model's latent and deterministic sites, vectorised over ``sample_shape``."""
         self._check_ready(params)
-        return super().sample_posterior(rng_key, params, *args, sample_shape=sample_shape, **kwargs)
+        key = site_key(rng_key, self.prefix)
+        return super().sample_posterior(key, params, *args, sample_shape=sample_shape, **kwargs)
 
     def _unpack_and_constrain(
         self, latent_sample: Array, params: dict[str, Any]

@@ -5,7 +5,7 @@ from .bnaf import BlockAutoregressive
 from .compose import Chain, Scan, Stacked
 from .coupling import Coupling
 from .elementwise import Elementwise
-from .fixed import NumPyroTransform, Standardized
+from .fixed import FixedAffine, NumPyroTransform, Standardized
 from .linear import (
     DiagonalScale,
     Householder,
@@ -25,6 +25,7 @@ __all__ = [
     "Coupling",
     "DiagonalScale",
     "Elementwise",
+    "FixedAffine",
     "Householder",
     "LULinear",
     "MaskedAutoregressive",

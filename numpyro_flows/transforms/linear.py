@@ -1,8 +1,7 @@
 r"""Linear transforms :math:`y = W x + b`, each a factorisation of W with a cheap determinant.
 
 All rows share one product with the matrix. Both directions use the same W, so products are
-computed in full precision: an accelerator's reduced default would leave the round trip with the
-few digits it keeps.
+computed in full precision.
 """
 
 import abc
@@ -16,11 +15,8 @@ from jax import Array
 from jax.scipy.linalg import expm, solve_triangular
 
 from ..checks import check_key, check_size
+from ..nn import full_product
 from ..transform import ColumnTransform
-
-
-def _product(matrix: Array, value: Array) -> Array:
-    return jnp.matmul(matrix, value, precision="highest")
 
 
 def _lower(below: Array, diagonal: Array) -> Array:
@@ -154,7 +150,7 @@ class TriangularAffine(_Linear):
         return _lower(self.below, jnp.exp(self.log_diag))
 
     def _apply(self, x: Array) -> Array:
-        return _product(self._matrix(), x) + self.bias[:, None]
+        return full_product(self._matrix(), x) + self.bias[:, None]
 
     def _undo(self, y: Array) -> Array:
         return solve_triangular(self._matrix(), y - self.bias[:, None], lower=True)
@@ -204,7 +200,7 @@ class LULinear(_Linear):
 
     def _apply(self, x: Array) -> Array:
         lower, upper = self._factors()
-        y = _product(_product(lower, upper), x)
+        y = full_product(full_product(lower, upper), x)
         return y if self.bias is None else y + self.bias[:, None]
 
     def _undo(self, y: Array) -> Array:
@@ -261,16 +257,16 @@ class Householder(_Linear):
         vectors = self.vectors / jnp.where(largest > 0, largest, 1.0)
         square = (vectors**2).sum(-1, keepdims=True)
         unit = vectors / jnp.sqrt(jnp.where(square > 0, square, 1.0))
-        gram = jnp.triu(_product(unit, unit.T), 1)
+        gram = jnp.triu(full_product(unit, unit.T), 1)
         return unit, solve_triangular(gram + 0.5 * jnp.eye(len(gram), dtype=gram.dtype), unit)
 
     def _apply(self, x: Array) -> Array:
         unit, scaled = self._factors()
-        return x - _product(unit.T, _product(scaled, x))
+        return x - full_product(unit.T, full_product(scaled, x))
 
     def _undo(self, y: Array) -> Array:
         unit, scaled = self._factors()
-        return y - _product(scaled.T, _product(unit, y))
+        return y - full_product(scaled.T, full_product(unit, y))
 
 
 class Orthogonal(_Linear):
@@ -314,7 +310,7 @@ class Orthogonal(_Linear):
         return jnp.linalg.solve(eye - skew / 2, eye + skew / 2)
 
     def _apply(self, x: Array) -> Array:
-        return _product(self._matrix(), x)
+        return full_product(self._matrix(), x)
 
     def _undo(self, y: Array) -> Array:
-        return _product(self._matrix().T, y)
+        return full_product(self._matrix().T, y)

@@ -1,0 +1,214 @@
+"""Guides for local latent sites: one conditional flow, steered by each row's data."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import Delta, biject_to
+from numpyro.distributions.util import sum_rightmost
+from numpyro.infer.autoguide import AutoGuide
+from numpyro.infer.initialization import init_to_median
+
+from ..checks import check_key, check_size, is_real
+from ..distribution import FlowDistribution, combine, partition
+from ..recipes import realnvp
+from .guide import sampling_side, site_key
+
+
+class AmortizedFlow(AutoGuide):
+    r"""Automatic guide for the latent sites of one plate: :math:`q(z_i \mid c_i)` for each row i.
+
+    One conditional flow over the unconstrained local latent vector serves all rows; its context
+    :math:`c_i` is what ``encoder`` makes of the model's arguments. The number of parameters does
+    not grow with the number of rows, new rows need no training, and under subsampling each row
+    counts as the plate says. NumPyro's continuous guides have no local latent sites.
+
+    Beside global latent sites, compose: ``guide = AutoGuideList(model)``, then
+    ``guide.append(nf.AutoFlow(handlers.block(model, hide=["z"])))`` and
+    ``guide.append(nf.AmortizedFlow(handlers.block(model, expose=["z"]), encoder, 3))``.
+
+    :param model: a NumPyro model whose latent sites are all in one plate.
+    :param encoder: called with the model's arguments; returns the context of each row, shape
+        ``(rows, context_dim)``, for the rows of the subsample or for all rows of the plate. A
+        pytree of arrays that is called (an Equinox module, ``nf.nn.Embedding``) trains with the
+        flow.
+    :param context_dim: width of the context.
+    :param flow: a recipe, or any ``key, dim, context_dim=... -> FlowDistribution`` onto the real
+        vectors.
+    :param prefix: prefix of the parameter sites ``prefix_flow$params`` and
+        ``prefix_encoder$params``.
+    :param init_loc_fn: NumPyro's initialisation strategy, used to find the sites' shapes.
+    :param create_plates: as for NumPyro's guides.
+    :raises ValueError: if the latent sites are not all in one plate, or the encoder returns
+        something of another shape.
+    :raises TypeError: if ``encoder`` or ``flow`` cannot be called.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, numpyro_flows as nf
+    >>> def model(x):
+    ...     with numpyro.plate("rows", len(x)):
+    ...         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         numpyro.sample("x", dist.Normal(z, 0.5), obs=x)
+    >>> guide = nf.AmortizedFlow(model, lambda x: x[:, None], 1)
+    >>> numpyro.handlers.seed(guide, 0)(jnp.ones(5))["z"].shape
+    (5,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        encoder: Callable,
+        context_dim: int,
+        flow: Callable[..., FlowDistribution] = realnvp,
+        *,
+        prefix: str = "auto_local",
+        init_loc_fn: Callable = init_to_median,
+        create_plates: Callable | None = None,
+    ):
+        for name, value in (("encoder", encoder), ("flow", flow)):
+            if not callable(value) or isinstance(value, FlowDistribution):
+                raise TypeError(f"{name}: expected something to call, got {value!r}.")
+        self._encoder = encoder
+        self._context_dim = check_size("context_dim", context_dim)
+        self._recipe = sampling_side(flow)
+        super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
+
+    def _build(self, key: Array) -> tuple[Any, Any]:
+        flow = self._recipe(key, self._local_dim, context_dim=self._context_dim)
+        if flow.event_shape != (self._local_dim,) or not is_real(flow.support):
+            raise ValueError(
+                f"flow: expected a flow over real vectors of size {self._local_dim}, got {flow}."
+            )
+        return partition(flow)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        latent = {
+            name: site
+            for name, site in self.prototype_trace.items()
+            if site["type"] == "sample" and not site["is_observed"]
+        }
+        if not latent:
+            raise ValueError("AmortizedFlow: the model has no latent sites.")
+        frames = {frame for site in latent.values() for frame in site["cond_indep_stack"]}
+        if len(frames) != 1 or any(not site["cond_indep_stack"] for site in latent.values()):
+            described = {
+                name: [frame.name for frame in site["cond_indep_stack"]]
+                for name, site in latent.items()
+            }
+            raise ValueError(
+                "AmortizedFlow: expected latent sites that are all in one and the same plate, got "
+                f"{described} (site: plates). Give other sites a guide of their own with "
+                "`AutoGuideList` and `numpyro.handlers.block`."
+            )
+        (self._frame,) = frames
+        if self._frame.name not in self._prototype_frame_full_sizes:
+            # `handlers.block` hides the plate too; the model inside it knows the plate's size.
+            inner = self.model
+            while isinstance(inner, handlers.block):
+                inner = inner.fn
+            with handlers.block():
+                trace = handlers.trace(handlers.seed(inner, 0)).get_trace(*args, **kwargs)
+            self._prototype_frame_full_sizes[self._frame.name] = trace[self._frame.name]["args"][0]
+        if self._frame.dim != -1:
+            raise ValueError(
+                f"AmortizedFlow: expected the plate {self._frame.name!r} at dim=-1, got "
+                f"{self._frame.dim}."
+            )
+        self._shapes = {}
+        for name, site in latent.items():
+            support = site["fn"].support
+            event = jnp.shape(site["value"])[jnp.ndim(site["value"]) - site["fn"].event_dim :]
+            self._shapes[name] = tuple(biject_to(support).inverse_shape(event))
+        self._local_dim = sum(math.prod(shape) for shape in self._shapes.values())
+        with jax.ensure_compile_time_eval():
+            _, self._rest = self._build(jax.random.key(0))
+
+    def _flow(self) -> FlowDistribution:
+        params = numpyro.param(f"{self.prefix}_flow$params", lambda key: self._build(key)[0])
+        return combine(params, self._rest)
+
+    def _encode(self, args: tuple, kwargs: dict[str, Any]) -> Array:
+        """The context of the rows in the arguments."""
+        encoder = self._encoder
+        if any(leaf is not encoder for leaf in jax.tree.leaves(encoder)):
+            params, rest = partition(encoder)
+            site = numpyro.param(f"{self.prefix}_encoder$params", lambda _: params)
+            encoder = combine(site, rest)
+        context = jnp.asarray(encoder(*args, **kwargs))
+        if context.ndim != 2 or context.shape[1] != self._context_dim:
+            raise ValueError(
+                f"encoder: expected a context of shape (rows, {self._context_dim}), got "
+                f"{context.shape}."
+            )
+        return context
+
+    def _of_subsample(self, context: Array, index: Array) -> Array:
+        full = self._prototype_frame_full_sizes[self._frame.name]
+        if len(context) == full and len(index) != full:
+            return context[index]
+        if len(context) != len(index):
+            raise ValueError(
+                f"encoder: expected {len(index)} rows, those of the subsample, or all {full} of "
+                f"the plate {self._frame.name!r}, got {len(context)}."
+            )
+        return context
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        flow, context = self._flow(), self._encode(args, kwargs)
+        result = {}
+        with self._create_plates(*args, **kwargs)[self._frame.name] as index:
+            latent = numpyro.sample(
+                f"_{self.prefix}_latent",
+                flow.condition(self._of_subsample(context, index)),
+                infer={"is_auxiliary": True},
+            )
+            for name, value, log_det in self._constrained(latent):
+                event_dim = self.prototype_trace[name]["fn"].event_dim
+                delta = Delta(value, log_density=-log_det, event_dim=event_dim)
+                result[name] = numpyro.sample(name, delta)
+        return result
+
+    def _constrained(self, latent: Array) -> list[tuple[str, Array, Array]]:
+        """Each site's values and the log-determinants of its constraint."""
+        batch, start, sites = latent.shape[:-1], 0, []
+        for name, shape in self._shapes.items():
+            stop = start + math.prod(shape)
+            unconstrained = latent[..., start:stop].reshape(batch + shape)
+            transform = biject_to(self.prototype_trace[name]["fn"].support)
+            value = transform(unconstrained)
+            log_det = transform.log_abs_det_jacobian(unconstrained, value)
+            sites.append((name, value, sum_rightmost(log_det, jnp.ndim(log_det) - len(batch))))
+            start = stop
+        return sites
+
+    def sample_posterior(
+        self,
+        rng_key: Array,
+        params: dict[str, Any],
+        *args: Any,
+        sample_shape: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Draws of the local sites for the rows in the arguments, be they those of training or new.
+
+        :param rng_key: ``jax.random.key``.
+        :param params: trained parameters.
+        :param args: arguments of the model, as are the other keyword arguments; the encoder reads
+            them.
+        :param sample_shape: leading shape of the draws.
+        :return: dict from site names to shape ``(*sample_shape, rows, *event)``.
+        """
+        if self.prototype_trace is None:
+            raise ValueError("This guide was never set up. Train it first with `nf.fit_guide`.")
+        key = site_key(check_key(rng_key), self.prefix)
+        flow = handlers.substitute(self._flow, data=params)()
+        context = handlers.substitute(self._encode, data=params)(args, kwargs)
+        latent = flow.condition(context).sample(key, sample_shape)
+        return {name: value for name, value, _ in self._constrained(latent)}

@@ -1,0 +1,193 @@
+"""fit_guide, its verdict, and importance resampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
+
+import numpyro_flows as nf
+from numpyro_flows.infer.fit import _Schedule
+
+Y = jnp.array([1.2, -0.3, 0.7, 2.0])
+
+
+def conjugate(y, num_copies=1):
+    """mu ~ N(0, 1), y_i ~ N(mu, 1): posterior N(sum y / (n + 1), 1 / (n + 1))."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.deterministic("twice", 2 * mu)
+    for i in range(num_copies):
+        numpyro.sample(f"y{i}", dist.Normal(mu, 1.0).expand(y.shape).to_event(1), obs=y)
+
+
+def evidence(y):
+    n = len(y)
+    covariance = np.eye(n) + np.ones((n, n))
+    return dist.MultivariateNormal(jnp.zeros(n), covariance).log_prob(y)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    guide = nf.AutoFlow(conjugate)
+    return guide, nf.fit_guide(
+        jax.random.key(0), guide, Y, num_steps=200, num_particles=32, progress_bar=False
+    )
+
+
+def test_a_conjugate_posterior(fitted):
+    guide, fit = fitted
+    assert fit.trusted
+    assert fit.verdict.startswith("reliable: ELBO")
+    assert str(fit) == fit.verdict
+    assert fit.ess > 0.99
+    assert abs(fit.elbo - evidence(Y)) < 0.01
+    assert fit.elbo_error < 0.01
+    assert fit.num_skipped == 0
+    draws = guide.sample_posterior(jax.random.key(1), fit.params, sample_shape=(20_000,))
+    assert abs(draws["mu"].mean() - Y.sum() / 5) < 0.02
+    assert abs(draws["mu"].std() - 5**-0.5) < 0.01
+
+
+def test_the_parameters_are_plain_numpyro(fitted):
+    guide, fit = fitted
+    draws = Predictive(conjugate, guide=guide, params=fit.params, num_samples=3)(
+        jax.random.key(0), Y
+    )
+    assert draws["twice"].shape == (3,)
+    loss = Trace_ELBO(num_particles=1000).loss(jax.random.key(0), fit.params, conjugate, guide, Y)
+    assert abs(loss + fit.elbo) < 0.05
+    assert nf.NeuTraReparam(guide, fit.params).transform.event_shape == (1,)
+
+
+def test_resampling_corrects_a_guide_that_is_off():
+    guide = AutoDiagonalNormal(conjugate)
+    handlers.seed(guide, 0)(Y)
+    params = {"auto_loc": jnp.array([0.5]), "auto_scale": jnp.array([0.7])}
+    plain = guide.sample_posterior(jax.random.key(1), params, sample_shape=(20_000,))["mu"]
+    assert abs(plain.mean() - Y.sum() / 5) > 0.15
+    draws, khat = nf.importance_resample(
+        jax.random.key(0), guide, params, Y, num_samples=20_000, num_proposals=100_000
+    )
+    assert khat < 0.7
+    assert abs(draws["mu"].mean() - Y.sum() / 5) < 0.02
+    assert abs(draws["mu"].std() - 5**-0.5) < 0.02
+    np.testing.assert_allclose(draws["twice"], 2 * draws["mu"], rtol=1e-6)
+    log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, Y)
+    value, error = nf.diagnostics.log_evidence(log_weights)
+    assert 0 < error < 0.02
+    assert abs(value - evidence(Y)) < 4 * error
+
+
+def test_weights_say_when_a_guide_misses_mass():
+    guide = AutoDiagonalNormal(conjugate)
+    handlers.seed(guide, 0)(Y)
+    params = {"auto_loc": jnp.array([3.0]), "auto_scale": jnp.array([0.1])}
+    log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, Y)
+    assert nf.diagnostics.psis_khat(log_weights) > 0.7
+    assert nf.diagnostics.importance_ess(log_weights) < 0.1
+
+
+def test_numpyros_guides_and_objectives(fitted):
+    guide = AutoMultivariateNormal(conjugate)
+    fit = nf.fit_guide(
+        jax.random.key(0),
+        guide,
+        Y,
+        num_steps=300,
+        learning_rate=0.05,
+        elbo=Trace_ELBO(num_particles=8),
+        progress_bar=False,
+        num_copies=1,
+    )
+    assert fit.ess > 0.9
+    with pytest.raises(ValueError, match="has its own number of particles"):
+        nf.fit_guide(jax.random.key(0), guide, Y, num_particles=4, elbo=Trace_ELBO())
+
+
+def test_non_finite_steps_are_skipped_and_counted():
+    def fragile():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("hole", jnp.where(x > 2.5, jnp.nan, 0.0))
+
+    guide = nf.AutoFlow(fragile, init="location")
+    fit = nf.fit_guide(
+        jax.random.key(0),
+        guide,
+        num_steps=200,
+        num_particles=16,
+        learning_rate=0.05,
+        progress_bar=False,
+    )
+    assert fit.num_skipped > 0
+    assert np.isnan(fit.losses).sum() == fit.num_skipped
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fit.params))
+    assert "steps skipped" in fit.verdict
+
+
+def test_schedule_rises_holds_and_falls():
+    schedule = _Schedule(1000)
+    rates = []
+    rng = np.random.default_rng(0)
+    while schedule.step < schedule.stop:
+        chunk = schedule.rates(100)
+        rates.append(chunk)
+        schedule.advance(-np.arange(schedule.step, schedule.step + 100) + rng.normal(size=100))
+    rates = np.concatenate(rates)
+    assert len(rates) == 1000
+    assert rates[0] == pytest.approx(1 / 50)
+    assert (rates[50:500] == 1).all()
+    assert rates[-1] < 1e-3
+    assert (np.diff(rates[500:]) <= 0).all()
+
+
+def test_schedule_stops_early_on_a_plateau():
+    schedule = _Schedule(10_000)
+    rng = np.random.default_rng(0)
+    steps = 0
+    while schedule.step < schedule.stop:
+        chunk = schedule.rates(100)
+        steps += len(chunk)
+        schedule.advance(5.0 + rng.normal(size=100))
+    assert steps < 6000
+    assert chunk[-1] < 1e-3
+
+
+def test_data_are_not_baked_in():
+    """The same program serves other data of the same shape: arrays are its arguments."""
+    from numpyro_flows.infer.arguments import join_arguments, split_arguments
+
+    flag = np.int64(2)
+    traced, static = split_arguments((Y, 3, "mode", None), {"n": flag, "w": jnp.ones(2)})
+    assert len(jax.tree.leaves(traced)) == 2
+    hash(static)
+    args, kwargs = join_arguments(traced, static)
+    assert args[1:] == (3, "mode", None)
+    assert kwargs["n"] == 2
+    other, static_again = split_arguments((Y + 1, 3, "mode", None), {"n": flag, "w": jnp.ones(2)})
+    assert static_again == static
+    np.testing.assert_array_equal(jax.tree.leaves(other)[0], Y + 1)
+
+
+def test_bad_input(fitted):
+    guide, fit = fitted
+    with pytest.raises(TypeError, match="expected an automatic guide"):
+        nf.fit_guide(jax.random.key(0), conjugate, Y)
+    with pytest.raises(TypeError, match="write `jax.random.key"):
+        nf.fit_guide(0, guide, Y)
+    with pytest.raises(ValueError, match="num_steps: expected at least 1"):
+        nf.fit_guide(jax.random.key(0), guide, Y, num_steps=0)
+    with pytest.raises(ValueError, match="never set up"):
+        nf.importance_log_weights(jax.random.key(0), nf.AutoFlow(conjugate), fit.params, Y)
+    with pytest.raises(TypeError, match="write `jax.random.key"):
+        nf.importance_resample(0, guide, fit.params, Y)
+
+
+def test_svi_and_fit_guide_agree_on_sites(fitted):
+    guide, fit = fitted
+    svi = SVI(conjugate, guide, numpyro.optim.Adam(1e-3), nf.STL_ELBO())
+    state = svi.init(jax.random.key(0), Y, init_params=fit.params)
+    assert abs(svi.evaluate(state, Y) + fit.elbo) < 1.0

@@ -1,0 +1,174 @@
+"""Where the guide starts: the affine map chosen by ELBO."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from jax.scipy.stats import multivariate_normal
+from numpyro.infer import SVI
+
+import numpyro_flows as nf
+from numpyro_flows.infer.preconditioner import HISTORY, _gaussian, _triangular, locate
+
+KEY = jax.random.key(0)
+
+
+def moments(affine):
+    """Mean and covariance of the normal, by pushing the unit vectors through the map."""
+    mean = affine(jnp.zeros(affine.dim))
+    factor = affine(jnp.eye(affine.dim)) - mean
+    return np.asarray(mean), np.asarray(factor.T @ factor)
+
+
+def gaussian(dim, condition, seed=0):
+    """A normal far from the origin, with the square of its scales spread over ``condition``."""
+    rng = np.random.default_rng(seed)
+    rotation, _ = np.linalg.qr(rng.normal(size=(dim, dim)))
+    covariance = (rotation * np.geomspace(1, 1 / condition, dim)) @ rotation.T
+    mean = 20 * rng.normal(size=dim)
+    precision = jnp.asarray(np.linalg.inv(covariance), jnp.result_type(float))
+    log_det = np.linalg.slogdet(covariance)[1]
+
+    def log_density(x):
+        away = x - jnp.asarray(mean, x.dtype)
+        return -0.5 * (away @ precision @ away + log_det + dim * np.log(2 * np.pi))
+
+    return log_density, mean, covariance
+
+
+@pytest.mark.parametrize("dim", [1, 6])
+def test_finds_an_ill_conditioned_normal(dim):
+    log_density, mean, covariance = gaussian(dim, 1e4)
+    starts = jax.random.normal(KEY, (3, dim))
+    found = jax.jit(lambda key: locate(log_density, key, starts, 0.1))(KEY)
+    got_mean, got = moments(found.affine)
+    sd = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose(got_mean / sd, mean / sd, atol=0.15)
+    np.testing.assert_allclose(got / np.outer(sd, sd), covariance / np.outer(sd, sd), atol=0.15)
+    assert abs(found.elbo) < 0.05  # the log evidence is 0
+
+
+def test_low_rank_in_many_dimensions():
+    """Beyond 128 dimensions the covariance is diagonal plus low rank: here it can be exact."""
+    dim = 200
+    scales = jnp.geomspace(0.1, 10.0, dim)
+
+    def log_density(x):
+        return dist.Normal(jnp.arange(dim) / 10, scales).log_prob(x).sum()
+
+    starts = jnp.zeros((2, dim))
+    found = jax.jit(lambda key: locate(log_density, key, starts, 0.1))(KEY)
+    assert found.affine.core.value.shape == (2 * HISTORY, 2 * HISTORY)
+    mean, covariance = moments(found.affine)
+    assert np.abs((mean - np.arange(dim) / 10) / scales).max() < 1.0
+    assert np.abs(np.log(np.sqrt(np.diag(covariance)) / scales)).max() < 1.0
+
+
+def test_a_funnel_is_not_located_at_its_mode():
+    """The density is unbounded where the scale goes to 0; the mass is not there."""
+
+    def log_density(x):
+        scale = jnp.exp(x[0] / 2)
+        return dist.Normal(0, 1).log_prob(x[0]) + dist.Normal(0, scale).log_prob(x[1:]).sum()
+
+    starts = jax.random.normal(KEY, (3, 30))
+    found = jax.jit(lambda key: locate(log_density, key, starts, 0.1))(KEY)
+    mean, covariance = moments(found.affine)
+    assert abs(mean[0]) < 1.0
+    assert 0.02 < covariance[0, 0] < 2.0
+    assert found.elbo > -3.0
+
+
+def test_a_bad_start_does_not_spoil_the_others():
+    log_density, mean, _ = gaussian(3, 10.0)
+
+    def fragile(x):
+        return jnp.where(x[0] < -50, jnp.nan, log_density(x))
+
+    starts = jnp.array([[-100.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    found = jax.jit(lambda key: locate(fragile, key, starts, 0.1))(KEY)
+    got_mean, _ = moments(found.affine)
+    np.testing.assert_allclose(got_mean, mean, atol=0.3)
+
+
+def test_the_normal_of_a_quadratic_is_exact(x64):
+    """With as many pairs as dimensions, L-BFGS knows the Hessian of a quadratic."""
+    _, mean, covariance = gaussian(4, 50.0)
+    precision = np.linalg.inv(covariance)
+    # Exact line searches along conjugate directions make the quasi-Newton equations exact.
+    directions = np.linalg.eigh(precision)[1].T
+    s = np.zeros((HISTORY, 4))
+    s[-4:] = directions
+    y = s @ precision
+    x = np.ones(4)
+    grad = -precision @ (x - mean)
+    affine = _gaussian(*(jnp.asarray(a) for a in (x, grad, np.ones(4), s, y)))
+    got_mean, got = moments(affine)
+    np.testing.assert_allclose(got, covariance, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(got_mean, mean, rtol=1e-8)
+
+
+def test_triangular_form_keeps_the_normal(x64):
+    rng = np.random.default_rng(0)
+    frame, _ = np.linalg.qr(rng.normal(size=(5, 2)))
+    affine = nf.FixedAffine(
+        jnp.asarray(rng.normal(size=5)),
+        jnp.asarray(rng.uniform(0.1, 3, size=5)),
+        jnp.asarray(frame),
+        jnp.array([[2.0, 0.0], [0.3, 0.2]]),
+    )
+    factor = jnp.asarray(np.tril(rng.normal(size=(5, 5))) + 2 * np.eye(5))
+    mean, covariance = moments(_triangular(affine, factor))
+    inner = np.asarray(affine(factor.T) - affine(jnp.zeros(5)))
+    np.testing.assert_allclose(covariance, inner.T @ inner, atol=1e-12)
+    np.testing.assert_allclose(mean, affine.loc.value)
+    z = jnp.asarray(rng.normal(size=(7, 5)))
+    density = multivariate_normal.logpdf(affine(z), mean, np.asarray(moments(affine)[1]))
+    base = multivariate_normal.logpdf(z, jnp.zeros(5), jnp.eye(5))
+    np.testing.assert_allclose(base - affine.forward_and_log_det(z)[1], density, rtol=1e-10)
+
+
+def scaled(x, y):
+    """Two coefficients whose scales differ ten-thousandfold."""
+    beta = numpyro.sample("beta", dist.Normal(0.0, jnp.array([1.0, 1e4])).to_event(1))
+    numpyro.sample("y", dist.Normal(x @ beta, 0.5), obs=y)
+
+
+def test_the_guide_carries_it_in_its_parameters():
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(50, 2)) * np.array([1.0, 1e-3]), jnp.float32)
+    y = x @ jnp.array([1.0, 3000.0])
+    guide = nf.AutoFlow(scaled, nf.realnvp)
+    svi = SVI(scaled, guide, optax.adam(1e-3), nf.STL_ELBO(num_particles=16))
+    state = svi.init(jax.random.key(0), x, y)
+    before = svi.get_params(state)["auto_preconditioner"]
+    result = svi.run(jax.random.key(0), 20, x, y, progress_bar=False, init_state=state)
+    after = result.params["auto_preconditioner"]
+    np.testing.assert_array_equal(after.loc.value, before.loc.value)
+    np.testing.assert_array_equal(after.core.value, before.core.value)
+    precision = np.asarray(x.T @ x) / 0.25 + np.diag([1.0, 1e-8])
+    mean = np.linalg.solve(precision, np.asarray(x.T @ y) / 0.25)
+    sd = np.sqrt(np.diag(np.linalg.inv(precision)))
+    draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(20_000,))["beta"]
+    np.testing.assert_allclose(draws.mean(0) / sd, mean / sd, atol=0.1)
+    np.testing.assert_allclose(draws.std(0) / sd, 1.0, atol=0.1)
+    fresh = nf.AutoFlow(scaled, nf.realnvp, init="location")
+    jax.eval_shape(lambda: numpyro.handlers.seed(fresh, 0)(x, y))
+    again = fresh.sample_posterior(jax.random.key(1), result.params, sample_shape=(20_000,))["beta"]
+    np.testing.assert_array_equal(again, draws)
+
+
+def test_fixed_affine_refuses():
+    with pytest.raises(ValueError, match="loc of shape"):
+        nf.FixedAffine(0.0, 1.0)
+    with pytest.raises(ValueError, match="frame and core together"):
+        nf.FixedAffine(jnp.zeros(2), 1.0, frame=jnp.eye(2))
+    with pytest.raises(ValueError, match="scale: expected shape"):
+        nf.FixedAffine(jnp.zeros(2), jnp.ones(3))
+    with pytest.raises(ValueError, match="frame: expected shape"):
+        nf.FixedAffine(jnp.zeros(2), 1.0, jnp.eye(3), jnp.eye(2))
+    with pytest.raises(ValueError, match="init: expected 'auto' or 'location'"):
+        nf.AutoFlow(scaled, init="laplace")
