@@ -1,5 +1,7 @@
 """fit_guide, its verdict, and importance resampling."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
 import numpyro_flows as nf
 from numpyro_flows.infer.fit import _Schedule
 
+SMALL = partial(nf.realnvp, depth=2, hidden=(8,))
 Y = jnp.array([1.2, -0.3, 0.7, 2.0])
 
 
@@ -32,7 +35,7 @@ def evidence(y):
 
 @pytest.fixture(scope="module")
 def fitted():
-    guide = nf.AutoFlow(conjugate)
+    guide = nf.AutoFlow(conjugate, SMALL)
     return guide, nf.fit_guide(
         jax.random.key(0), guide, Y, num_steps=200, num_particles=32, progress_bar=False
     )
@@ -113,7 +116,7 @@ def test_non_finite_steps_are_skipped_and_counted():
         x = numpyro.sample("x", dist.Normal(0.0, 1.0))
         numpyro.factor("hole", jnp.where(x > 2.5, jnp.nan, 0.0))
 
-    guide = nf.AutoFlow(fragile, init="location")
+    guide = nf.AutoFlow(fragile, SMALL, init="location")
     fit = nf.fit_guide(
         jax.random.key(0),
         guide,
@@ -128,32 +131,39 @@ def test_non_finite_steps_are_skipped_and_counted():
     assert "steps skipped" in fit.verdict
 
 
-def test_schedule_rises_holds_and_falls():
-    schedule = _Schedule(1000)
+def rates_for(num_steps, losses):
+    schedule = _Schedule(num_steps, 4)
     rates = []
-    rng = np.random.default_rng(0)
     while schedule.step < schedule.stop:
-        chunk = schedule.rates(100)
-        rates.append(chunk)
-        schedule.advance(-np.arange(schedule.step, schedule.step + 100) + rng.normal(size=100))
-    rates = np.concatenate(rates)
-    assert len(rates) == 1000
-    assert rates[0] == pytest.approx(1 / 50)
-    assert (rates[50:500] == 1).all()
+        rates.append(schedule.rates(min(100, schedule.stop - schedule.step)))
+        steps = np.arange(schedule.step, schedule.step + len(rates[-1]))
+        schedule.advance(losses(steps))
+    return np.concatenate(rates)
+
+
+def test_schedule_rises_holds_and_falls():
+    noise = np.random.default_rng(0).normal
+    rates = rates_for(2000, lambda steps: -steps + noise(size=len(steps)))
+    assert len(rates) == 2000
+    assert rates[0] == pytest.approx(1 / 200)
+    assert (rates[200:1000] == 1).all()
+    assert (np.diff(rates[1000:]) <= 0).all()
     assert rates[-1] < 1e-3
-    assert (np.diff(rates[500:]) <= 0).all()
+    assert len(rates_for(7, lambda steps: -steps)) == 7
 
 
-def test_schedule_stops_early_on_a_plateau():
-    schedule = _Schedule(10_000)
-    rng = np.random.default_rng(0)
-    steps = 0
-    while schedule.step < schedule.stop:
-        chunk = schedule.rates(100)
-        steps += len(chunk)
-        schedule.advance(5.0 + rng.normal(size=100))
-    assert steps < 6000
-    assert chunk[-1] < 1e-3
+def test_schedule_stops_early():
+    """On a plateau, and sooner where the importance weights are already nearly equal."""
+    noise = np.random.default_rng(0).normal
+    plateau = rates_for(10_000, lambda steps: 5 + noise(size=len(steps)))
+    assert 1000 < len(plateau) < 6000
+    assert plateau[-1] < 1e-3
+    equal = rates_for(10_000, lambda steps: 5 + 0.01 * noise(size=len(steps)))
+    assert len(equal) == 1200
+    holes = rates_for(
+        2000, lambda steps: np.where(noise(size=len(steps)) > -1, np.nan, -1.0 * steps)
+    )
+    assert len(holes) == 2000  # too few finite losses to judge by
 
 
 def test_data_are_not_baked_in():

@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer import (
     SVI,
@@ -26,6 +27,7 @@ from numpyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal
 from numpyro.infer.util import potential_energy
 
 import numpyro_flows as nf
+from numpyro_flows.infer.importance import weighted_draws
 
 SMALL = partial(nf.realnvp, depth=4, hidden=(8,))
 # The search for a preconditioner has tests of its own.
@@ -144,15 +146,25 @@ def test_posterior_density_at_any_point(trained):
 
 
 def test_importance_weights_are_density_ratios(trained):
+    """The same in the constrained space of the sites as in the guide's own."""
     guide, params = trained
-    log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, num_samples=7)
-    z = guide.get_posterior(params).sample(jax.random.key(0), (7,))
+    draws, log_p, log_q = weighted_draws(jax.random.key(0), guide, params, (), {}, 7)
+    supports = {"scale": dist.constraints.positive, "x": dist.constraints.real}
+    z = jnp.concatenate(
+        [
+            dist.biject_to(supports[name]).inv(draws[name]).reshape(7, -1)
+            for name in guide._init_locs
+        ],
+        axis=-1,
+    )
     substituted = handlers.substitute(model, {"loc": params["loc"]})
     log_joint = jax.vmap(lambda z: -potential_energy(substituted, (), {}, guide._unpack_latent(z)))(
         z
     )
     expected = log_joint - guide.get_posterior(params).log_prob(z)
-    np.testing.assert_allclose(log_weights, expected, atol=1e-3)
+    np.testing.assert_allclose(log_p - log_q, expected, atol=1e-3)
+    weights = nf.importance_log_weights(jax.random.key(0), guide, params, num_samples=7)
+    np.testing.assert_allclose(weights, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -244,10 +256,12 @@ def test_path_gradient_is_exactly_zero_at_the_optimum():
     params["auto_preconditioner"] = nf.FixedAffine(jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0]))
     for seed in range(3):
         key = jax.random.key(seed)
-        path = jax.tree.leaves(gradient(nf.STL_ELBO(num_particles=4), params, guide, key))
-        score = jax.tree.leaves(gradient(Trace_ELBO(num_particles=4), params, guide, key))
-        assert max(np.abs(leaf).max() for leaf in path) == 0.0
-        assert max(np.abs(leaf).max() for leaf in score) > 0.1
+        path, score = (
+            ravel_pytree(gradient(elbo(num_particles=4), params, guide, key))[0]
+            for elbo in (nf.STL_ELBO, Trace_ELBO)
+        )
+        assert np.abs(path).max() == 0.0
+        assert np.abs(score).max() > 0.1
 
 
 def test_path_gradient_has_the_same_mean(x64):
@@ -256,13 +270,13 @@ def test_path_gradient_has_the_same_mean(x64):
     svi = SVI(gaussian, guide, optax.adam(1e-2), Trace_ELBO())
     params = svi.get_params(svi.init(jax.random.key(0)))
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    n = 20_000
+    n = 5_000
     key = jax.random.key(1)
     path, full = (
         gradient(elbo(num_particles=n), params, guide, key) for elbo in (nf.STL_ELBO, Trace_ELBO)
     )
     for a, b in zip(jax.tree.leaves(path), jax.tree.leaves(full), strict=True):
-        np.testing.assert_allclose(a, b, atol=0.15, rtol=0.05)
+        np.testing.assert_allclose(a, b, atol=0.3, rtol=0.05)
     np.testing.assert_allclose(
         nf.STL_ELBO(num_particles=8).loss(key, params, gaussian, guide),
         Trace_ELBO(num_particles=8).loss(key, params, gaussian, guide),

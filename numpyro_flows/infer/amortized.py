@@ -16,8 +16,7 @@ from numpyro.infer.initialization import init_to_median
 
 from ..checks import check_key, check_size, is_real
 from ..distribution import FlowDistribution, combine, partition
-from ..recipes import realnvp
-from .guide import sampling_side, site_key
+from .guide import guide_flow, sampling_side, site_key
 
 
 class AmortizedFlow(AutoGuide):
@@ -63,7 +62,7 @@ class AmortizedFlow(AutoGuide):
         model: Callable,
         encoder: Callable,
         context_dim: int,
-        flow: Callable[..., FlowDistribution] = realnvp,
+        flow: Callable[..., FlowDistribution] = guide_flow,
         *,
         prefix: str = "auto_local",
         init_loc_fn: Callable = init_to_median,

@@ -21,8 +21,12 @@ from .arguments import Static, join_arguments, split_arguments
 from .elbo import STL_ELBO
 from .importance import importance_log_weights
 
-#: Share of the steps in which the learning rate rises, and share in which it falls.
-WARM_UP, DECAY = 0.05, 0.5
+#: Steps in which the learning rate rises.
+WARM_UP = 200
+#: Two windows of steps are compared; a loss that gains less than this has ceased to fall.
+WINDOW, SMALLEST_GAIN = 300, 3e-4
+#: Standard deviation of log weights below which there is little left to learn: an ESS of 99 %.
+EQUAL_WEIGHTS = 0.1
 #: Steps per compiled call.
 CHUNK = 100
 
@@ -73,13 +77,8 @@ class GuideFit:
 
 
 def default_num_particles(dim: int) -> int:
-    """Draws per step: 128 up to 32 dimensions, then fewer, at least 16."""
-    return int(np.clip(4096 // dim, 16, 128))
-
-
-def default_learning_rate(dim: int) -> float:
-    """3e-3 up to 32 dimensions, then falling with the root of the dimension."""
-    return 3e-3 * min(1.0, (32 / dim) ** 0.5)
+    """Draws per step: 128 up to 200 dimensions, then fewer, at least 16."""
+    return int(np.clip(25_600 // dim, 16, 128))
 
 
 def fit_guide(
@@ -97,18 +96,18 @@ def fit_guide(
     r"""Train a guide and say whether to trust it.
 
     ``SVI`` underneath, with Adam, gradients clipped by their global norm, a learning rate that
-    rises over the first 5 % of the steps and falls over the last half as a cosine, and steps left
-    out whose value or gradient is not finite. Training stops early once the loss has ceased to
-    fall. What is returned is the better of the last parameters and the best seen before, judged by
-    fresh draws. Arrays among the model's arguments are arguments of the compiled program, not
-    baked into it.
+    rises over the first 200 steps and falls over the last half as a cosine, and steps left out
+    whose value or gradient is not finite. The fall begins earlier, and training ends earlier, once
+    the loss has ceased to fall. What is returned is the better of the last parameters and the best
+    seen before, judged by fresh draws. Arrays among the model's arguments are arguments of the
+    compiled program, not baked into it.
 
     :param key: ``jax.random.key``.
     :param guide: an automatic guide, ``nf.AutoFlow`` or NumPyro's; it need not be set up.
     :param args: arguments of the model and the guide, as are the other keyword arguments.
-    :param num_steps: largest number of steps, 4,000 by default.
-    :param num_particles: draws per step; by default 128 up to 32 dimensions, then fewer.
-    :param learning_rate: the largest; by default 3e-3 up to 32 dimensions, then less.
+    :param num_steps: largest number of steps, 8,000 by default; simple posteriors end far earlier.
+    :param num_particles: draws per step; by default 128 up to 200 dimensions, then fewer.
+    :param learning_rate: the largest, 3e-3 by default.
     :param elbo: the objective, ``nf.STL_ELBO`` by default; with one given, ``num_particles`` is
         its own.
     :param num_draws: draws from which ELBO, k-hat and ESS are computed.
@@ -120,9 +119,8 @@ def fit_guide(
     >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
     >>> def model():
     ...     numpyro.sample("x", dist.Normal(1.0, 2.0))
-    >>> fitted = nf.fit_guide(
-    ...     jax.random.key(0), nf.AutoFlow(model), num_steps=100, progress_bar=False
-    ... )
+    >>> guide = nf.AutoFlow(model, nf.realnvp)
+    >>> fitted = nf.fit_guide(jax.random.key(0), guide, num_steps=100, progress_bar=False)
     >>> fitted.trusted
     True
     """
@@ -136,7 +134,7 @@ def fit_guide(
         raise ValueError(
             "num_particles: an objective was given, and has its own number of particles."
         )
-    num_steps = 4000 if num_steps is None else check_size("num_steps", num_steps)
+    num_steps = 8000 if num_steps is None else check_size("num_steps", num_steps)
     check_size("num_draws", num_draws)
     init_key, judge_key = jax.random.split(key)
 
@@ -151,10 +149,10 @@ def fit_guide(
     dim = getattr(guide, "latent_dim", 1)
     if elbo is None:
         svi.loss = STL_ELBO(num_particles=num_particles or default_num_particles(dim))
-    peak = default_learning_rate(dim) if learning_rate is None else learning_rate
+    peak = 3e-3 if learning_rate is None else learning_rate
 
     arguments = split_arguments(args, kwargs)
-    schedule = _Schedule(num_steps)
+    schedule = _Schedule(num_steps, getattr(svi.loss, "num_particles", 1))
     losses: list[np.ndarray] = []
     best_loss, best = np.inf, svi.get_params(state)
     with trange(num_steps, disable=not progress_bar) as bar:
@@ -207,16 +205,22 @@ def fit_guide(
 class _Schedule:
     """Learning rates as fractions of the largest, and when to stop.
 
-    The rate rises, holds, and falls. The fall begins when half of the steps are left, or before
-    that when the loss has ceased to fall; it then takes as many steps as were made before it.
+    The rate rises, holds, and falls as a cosine. The fall begins when half of the steps are left;
+    or earlier, when the loss has ceased to fall, and then takes as long as all before it; or when
+    the spread of the losses says that the importance weights are nearly equal, and then takes half
+    as long.
+
+    :param num_steps: largest number of steps.
+    :param num_particles: draws of which each loss is the mean.
     """
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, num_particles: int):
         self.step = 0
         self.stop = num_steps
-        self.warm_up = max(1, round(WARM_UP * num_steps))
-        self.fall = num_steps - round(DECAY * num_steps)
-        self.losses: list[float] = []
+        self.warm_up = min(WARM_UP, max(1, num_steps // 10))
+        self.fall = num_steps // 2
+        self.num_particles = num_particles
+        self.losses = np.empty(0)
 
     def rates(self, num: int) -> np.ndarray:
         steps = np.arange(self.step, self.step + num)
@@ -226,19 +230,18 @@ class _Schedule:
 
     def advance(self, losses: np.ndarray) -> None:
         self.step += len(losses)
-        self.losses += losses.tolist()
-        window = max(2 * CHUNK, self.warm_up)
-        if self.step < self.fall and len(self.losses) >= 3 * window + self.warm_up:
-            before, after = (
-                np.array(part)[np.isfinite(part)]
-                for part in (self.losses[-2 * window : -window], self.losses[-window:])
-            )
-            if len(before) < window / 2 or len(after) < window / 2:
-                return
-            error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
-            if before.mean() - after.mean() < max(2 * error, 1e-3):
-                self.fall = self.step
-                self.stop = min(self.stop, 2 * self.step)
+        self.losses = np.append(self.losses, losses)[-2 * WINDOW :]
+        if self.step >= self.fall or self.step < self.warm_up + 2 * WINDOW:
+            return
+        before, after = (part[np.isfinite(part)] for part in np.split(self.losses, 2))
+        if min(len(before), len(after)) < WINDOW / 2:
+            return
+        error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
+        # A loss is the mean of as many log weights, whose variance is about 1 - ESS.
+        if after.std() * self.num_particles**0.5 < EQUAL_WEIGHTS:
+            self.fall, self.stop = self.step, min(self.stop, self.step * 3 // 2)
+        elif before.mean() - after.mean() < max(2 * error, SMALLEST_GAIN):
+            self.fall, self.stop = self.step, min(self.stop, 2 * self.step)
 
 
 @functools.lru_cache(maxsize=8)

@@ -20,7 +20,8 @@ from numpyro.infer.util import potential_energy
 
 from ..checks import is_real
 from ..distribution import FlowDistribution, combine, partition
-from ..recipes import realnvp
+from ..elementwise import DeepSigmoid
+from ..recipes import coupling_flow, realnvp
 from ..transform import FlowTransform
 from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
 from .arguments import Static, join_arguments, split_arguments
@@ -40,6 +41,23 @@ def sampling_side(recipe: Callable[..., FlowDistribution]) -> Callable[..., Flow
 def site_key(key: Array, prefix: str) -> Array:
     """A key of this guide's own: ``AutoGuideList`` hands all its guides the same one."""
     return jax.random.fold_in(key, zlib.crc32(prefix.encode()))
+
+
+def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistribution:
+    """The flow of a guide for which none was chosen: smooth, deep and narrow.
+
+    Sixteen affine couplings with networks of two layers of 32 units; in one dimension, where
+    affine maps are all alike, monotone networks instead.
+
+    :param key: ``jax.random.key``.
+    :param dim: number of coordinates.
+    :param context_dim: width of the context.
+    """
+    if dim == 1:
+        return coupling_flow(
+            key, 1, DeepSigmoid(), depth=2, hidden=(32, 32), context_dim=context_dim
+        )
+    return realnvp(key, dim, depth=16, hidden=(32, 32), activation="gelu", context_dim=context_dim)
 
 
 class AutoFlow(AutoContinuous):
@@ -79,11 +97,11 @@ class AutoFlow(AutoContinuous):
     >>> from numpyro.infer import SVI, Trace_ELBO
     >>> def model():
     ...     numpyro.sample("x", dist.Normal(1.0, 2.0))
-    >>> guide = nf.AutoFlow(model)
+    >>> guide = nf.AutoFlow(model, nf.realnvp)
     >>> svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=4))
     >>> result = svi.run(jax.random.key(0), 10, progress_bar=False)
     >>> guide.get_posterior(result.params)
-    FlowDistribution(Independent -> Standardized, batch_shape=(), event_shape=(1,))
+    FlowDistribution(Independent -> Chain, batch_shape=(), event_shape=(1,))
     """
 
     #: Starts of the search for the preconditioner.
@@ -94,7 +112,7 @@ class AutoFlow(AutoContinuous):
     def __init__(
         self,
         model: Callable,
-        flow: Callable[..., FlowDistribution] = realnvp,
+        flow: Callable[..., FlowDistribution] = guide_flow,
         *,
         prefix: str = "auto",
         init: str = "auto",
