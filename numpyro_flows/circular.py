@@ -142,7 +142,7 @@ class PerCoordinateTransform(Transform):
         return jnp.stack([part(x[..., i]) for i, part in enumerate(self.parts)], -1)
 
     def _inverse(self, y: Array) -> Array:
-        return jnp.stack([part._inverse(y[..., i]) for i, part in enumerate(self.parts)], -1)
+        return jnp.stack([part.inv(y[..., i]) for i, part in enumerate(self.parts)], -1)
 
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: None = None) -> Array:
         terms = [

@@ -141,6 +141,36 @@ def rates_for(num_steps, losses):
     return np.concatenate(rates)
 
 
+def test_discrete_sites_are_summed_out():
+    """Two well separated components: the guide, its start and its weights enumerate."""
+    y = jnp.concatenate([jnp.linspace(-0.4, 0.4, 8) - 3, jnp.linspace(-0.4, 0.4, 8) + 2])
+
+    def mixture(y):
+        mu = numpyro.sample("mu", dist.Normal(jnp.array([-1.0, 1.0]), 3.0).to_event(1))
+        with numpyro.plate("rows", len(y)):
+            k = numpyro.sample("k", dist.Categorical(jnp.ones(2) / 2))
+            numpyro.sample("y", dist.Normal(mu[k], 0.5), obs=y)
+
+    guide = nf.AutoFlow(handlers.block(mixture, hide=["k"]), SMALL)
+    fit = nf.fit_guide(
+        jax.random.key(0), guide, y, num_steps=300, num_particles=8, progress_bar=False
+    )
+    draws = guide.sample_posterior(jax.random.key(1), fit.params, sample_shape=(4000,))["mu"]
+    precision = 8 / 0.25 + 1 / 9
+    mean = (np.array([-24.0, 16.0]) / 0.25 + np.array([-1.0, 1.0]) / 9) / precision
+    np.testing.assert_allclose(draws.mean(0), mean, atol=0.03)
+    np.testing.assert_allclose(draws.std(0), precision**-0.5, rtol=0.1)
+    # Up to overlap each row is of its component, of prior probability one half.
+    exact = 16 * np.log(0.5) + sum(
+        dist.MultivariateNormal(jnp.full(8, loc), 0.25 * np.eye(8) + 9 * np.ones((8, 8))).log_prob(
+            rows
+        )
+        for loc, rows in ((-1.0, y[:8]), (1.0, y[8:]))
+    )
+    assert fit.ess > 0.9
+    assert abs(fit.elbo - exact) < 0.1
+
+
 def test_schedule_rises_holds_and_falls():
     noise = np.random.default_rng(0).normal
     rates = rates_for(2000, lambda steps: -steps + noise(size=len(steps)))

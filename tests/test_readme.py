@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from numpyro import handlers
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -13,7 +14,7 @@ def blocks():
 
 
 def test_there_is_an_example_for_each_use():
-    assert len(blocks()) == 4
+    assert len(blocks()) == 5
 
 
 @pytest.mark.slow
@@ -23,8 +24,9 @@ def test_readme(tmp_path, monkeypatch):
     for block in blocks():
         exec(block, names)
     assert (tmp_path / "crescent.flow").exists()
+    assert names["fitted"].trusted
+    assert names["corrected"]["theta"].shape == (1000, 4)
+    assert handlers.seed(names["guide_of_rows"], 0)(names["y"])["theta"].shape == (4,)
     assert names["mcmc"].get_samples()["theta"].shape == (1000, 4)
-    import numpyro
-
-    with numpyro.handlers.seed(rng_seed=0):
+    with handlers.seed(rng_seed=0):
         names["next_study"](names["y"])

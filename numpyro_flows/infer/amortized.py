@@ -16,6 +16,7 @@ from numpyro.infer.initialization import init_to_median
 
 from ..checks import check_key, check_size, is_real
 from ..distribution import FlowDistribution, combine, partition
+from .density import unblocked
 from .guide import guide_flow, sampling_side, site_key
 
 
@@ -107,11 +108,9 @@ class AmortizedFlow(AutoGuide):
         (self._frame,) = frames
         if self._frame.name not in self._prototype_frame_full_sizes:
             # `handlers.block` hides the plate too; the model inside it knows the plate's size.
-            inner = self.model
-            while isinstance(inner, handlers.block):
-                inner = inner.fn
             with handlers.block():
-                trace = handlers.trace(handlers.seed(inner, 0)).get_trace(*args, **kwargs)
+                inner = handlers.seed(unblocked(self.model), 0)
+                trace = handlers.trace(inner).get_trace(*args, **kwargs)
             self._prototype_frame_full_sizes[self._frame.name] = trace[self._frame.name]["args"][0]
         if self._frame.dim != -1:
             raise ValueError(

@@ -11,6 +11,7 @@ from numpyro.infer import Predictive, log_likelihood
 from numpyro.infer.autoguide import AutoGuide
 
 from ..checks import check_key, check_size
+from .density import unblocked
 from .importance import weighted_draws
 
 
@@ -52,7 +53,7 @@ def to_arviz(
     check_size("num_samples", num_samples)
     draw_key, predict_key = jax.random.split(key)
     draws, log_p, log_q = weighted_draws(draw_key, guide, params, args, kwargs, num_samples)
-    model = handlers.substitute(guide.model, data=params)
+    model = handlers.substitute(unblocked(guide.model), data=params)
     observed = {
         name: site["value"]
         for name, site in handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs).items()

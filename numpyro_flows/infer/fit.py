@@ -1,5 +1,6 @@
 """A guide fitted in one call, with defaults that need no tuning, and a verdict on the result."""
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from numpyro.infer import SVI
+from numpyro import handlers
+from numpyro.infer import SVI, TraceEnum_ELBO
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
@@ -18,6 +20,7 @@ from tqdm.auto import trange
 from ..checks import check_key, check_size
 from ..diagnostics import importance_ess, psis_khat
 from .arguments import Static, join_arguments, split_arguments
+from .density import hidden_discrete, unblocked
 from .elbo import STL_ELBO
 from .importance import importance_log_weights
 
@@ -89,6 +92,7 @@ def fit_guide(
     num_particles: int | None = None,
     learning_rate: float | None = None,
     elbo: ELBO | None = None,
+    annealing_steps: int = 0,
     num_draws: int = 10_000,
     progress_bar: bool = True,
     **kwargs: Any,
@@ -108,8 +112,12 @@ def fit_guide(
     :param num_steps: largest number of steps, 8,000 by default; simple posteriors end far earlier.
     :param num_particles: draws per step; by default 128 up to 200 dimensions, then fewer.
     :param learning_rate: the largest, 3e-3 by default.
-    :param elbo: the objective, ``nf.STL_ELBO`` by default; with one given, ``num_particles`` is
-        its own.
+    :param elbo: the objective, ``nf.STL_ELBO`` by default, or ``TraceEnum_ELBO`` for a guide whose
+        model hides discrete sites by ``handlers.block``; with one given, ``num_particles`` is its
+        own.
+    :param annealing_steps: over so many first steps the model's log density is multiplied by a
+        factor that rises linearly from 0.01 to 1, so that the guide meets separate modes before it
+        settles in one (Rezende & Mohamed, 2015, arXiv:1505.05770, eq. 20); 0 for none.
     :param num_draws: draws from which ELBO, k-hat and ESS are computed.
     :param progress_bar: whether to show one.
     :raises TypeError: for a guide that is no ``AutoGuide``, or a key that is not one.
@@ -136,6 +144,7 @@ def fit_guide(
         )
     num_steps = 8000 if num_steps is None else check_size("num_steps", num_steps)
     check_size("num_draws", num_draws)
+    check_size("annealing_steps", annealing_steps, minimum=0)
     init_key, judge_key = jax.random.split(key)
 
     # The learning rate is a number of the optimiser's state, so that a plateau can change it.
@@ -144,27 +153,38 @@ def fit_guide(
             optax.clip_by_global_norm(10.0), optax.adam(learning_rate)
         )
     )(learning_rate=0.0)
-    svi = SVI(guide.model, guide, optimizer, elbo or STL_ELBO())
+    hidden = hidden_discrete(guide.model, args, kwargs)
+    objective, model = STL_ELBO, unblocked(guide.model)
+    if hidden:
+        from numpyro.contrib.funsor import config_enumerate  # needs the package funsor
+
+        objective, model = TraceEnum_ELBO, config_enumerate(model)
+    svi = SVI(model, guide, optimizer, elbo or objective())
     state = svi.init(init_key, *args, **kwargs)
-    dim = getattr(guide, "latent_dim", 1)
     if elbo is None:
-        svi.loss = STL_ELBO(num_particles=num_particles or default_num_particles(dim))
+        # Only now is the dimension known.
+        dim = getattr(guide, "latent_dim", 1)
+        svi.loss = objective(num_particles=num_particles or default_num_particles(dim))
     peak = 3e-3 if learning_rate is None else learning_rate
 
     arguments = split_arguments(args, kwargs)
-    schedule = _Schedule(num_steps, getattr(svi.loss, "num_particles", 1))
+    schedule = _Schedule(num_steps, getattr(svi.loss, "num_particles", 1), annealing_steps)
     losses: list[np.ndarray] = []
     best_loss, best = np.inf, svi.get_params(state)
     with trange(num_steps, disable=not progress_bar) as bar:
         while schedule.step < schedule.stop:
             rates = peak * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
+            controls = (rates, schedule.temper(len(rates))) if annealing_steps else (rates, None)
             state, made = _compiled(svi)(
-                state, jnp.asarray(rates, jnp.result_type(float)), *arguments
+                state,
+                jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), controls),
+                *arguments,
             )
             chunk = np.asarray(made)
             losses.append(chunk)
             finite = chunk[np.isfinite(chunk)]
-            if len(finite) > len(chunk) / 2 and finite.mean() < best_loss:
+            annealed = schedule.step < annealing_steps  # its losses are those of another target
+            if not annealed and len(finite) > len(chunk) / 2 and finite.mean() < best_loss:
                 best_loss, best = finite.mean(), svi.get_params(state)
             schedule.advance(chunk)
             bar.total = schedule.stop
@@ -212,12 +232,14 @@ class _Schedule:
 
     :param num_steps: largest number of steps.
     :param num_particles: draws of which each loss is the mean.
+    :param annealing_steps: first steps, whose losses say nothing.
     """
 
-    def __init__(self, num_steps: int, num_particles: int):
+    def __init__(self, num_steps: int, num_particles: int, annealing_steps: int = 0):
         self.step = 0
         self.stop = num_steps
         self.warm_up = min(WARM_UP, max(1, num_steps // 10))
+        self.annealing = annealing_steps
         self.fall = num_steps // 2
         self.num_particles = num_particles
         self.losses = np.empty(0)
@@ -228,10 +250,15 @@ class _Schedule:
         share = np.clip((steps - self.fall) / max(1, self.stop - self.fall), 0.0, 1.0)
         return rise * 0.5 * (1 + np.cos(np.pi * share))
 
+    def temper(self, num: int) -> np.ndarray:
+        """Factors of the model's log density."""
+        return np.clip((self.step + np.arange(num)) / max(1, self.annealing), 0.01, 1.0)
+
     def advance(self, losses: np.ndarray) -> None:
         self.step += len(losses)
         self.losses = np.append(self.losses, losses)[-2 * WINDOW :]
-        if self.step >= self.fall or self.step < self.warm_up + 2 * WINDOW:
+        started = max(self.warm_up, self.annealing)
+        if self.step >= self.fall or self.step < started + 2 * WINDOW:
             return
         before, after = (part[np.isfinite(part)] for part in np.split(self.losses, 2))
         if min(len(before), len(after)) < WINDOW / 2:
@@ -249,16 +276,23 @@ def _compiled(svi: SVI) -> Any:
     """A program that makes one step for each learning rate."""
 
     @functools.partial(jax.jit, static_argnums=3)
-    def run(state: SVIState, rates: Array, traced: Any, static: Static) -> tuple[SVIState, Array]:
+    def run(
+        state: SVIState, controls: tuple[Array, Array | None], traced: Any, static: Static
+    ) -> tuple[SVIState, Array]:
         args, kwargs = join_arguments(traced, static)
 
-        def step(state: SVIState, rate: Array) -> tuple[SVIState, Array]:
+        def step(state: SVIState, control: tuple[Array, Array | None]) -> tuple[SVIState, Array]:
+            rate, factor = control
+            here = svi
+            if factor is not None:
+                here = copy.copy(svi)
+                here.model = handlers.scale(svi.model, scale=factor)
             count, (params, opt_state) = state.optim_state
             hyperparams = opt_state.hyperparams | {"learning_rate": rate}
             opt_state = opt_state._replace(hyperparams=hyperparams)
             state = state._replace(optim_state=(count, (params, opt_state)))
-            return svi.stable_update(state, *args, **kwargs)
+            return here.stable_update(state, *args, **kwargs)
 
-        return jax.lax.scan(step, state, rates)
+        return jax.lax.scan(step, state, controls)
 
     return run

@@ -16,7 +16,6 @@ from numpyro.distributions import Distribution, biject_to
 from numpyro.distributions.constraints import Constraint
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_uniform
-from numpyro.infer.util import potential_energy
 
 from ..checks import is_real
 from ..distribution import FlowDistribution, combine, partition
@@ -25,6 +24,7 @@ from ..recipes import coupling_flow, realnvp
 from ..transform import FlowTransform
 from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
 from .arguments import Static, join_arguments, split_arguments
+from .density import log_joint
 from .preconditioner import FULL, Located, locate
 
 
@@ -135,7 +135,8 @@ class AutoFlow(AutoContinuous):
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
     def _build(self, key: Array) -> tuple[Any, Any]:
-        flow = self._recipe(key, self.latent_dim)
+        dim = self.latent_dim
+        flow = self._recipe(key, dim)
         if not isinstance(flow, FlowDistribution):
             raise TypeError(
                 f"flow: expected a recipe that returns a FlowDistribution, got one that returns "
@@ -152,7 +153,6 @@ class AutoFlow(AutoContinuous):
                 f"{self.latent_dim}, got {flow} with support {flow.support}. The guide works in "
                 "the unconstrained space and applies the sites' supports itself."
             )
-        dim = self.latent_dim
         affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
         return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
 
@@ -220,19 +220,29 @@ class AutoFlow(AutoContinuous):
                         f"`numpyro.deterministic({name!r}, low + u * (high - low))`."
                     )
 
+    def _constrained(self, latent: Array) -> tuple[dict[str, Array], Array]:
+        """The sites' values, and the log-determinant of what constrains them."""
+        values, total = {}, jnp.zeros(())
+        for name, unconstrained in self._unpack_latent(latent).items():
+            transform = biject_to(self.prototype_trace[name]["fn"].support)
+            values[name] = transform(unconstrained)
+            log_det = transform.log_abs_det_jacobian(unconstrained, values[name])
+            total = total + log_det.sum()
+        return values, total
+
     def _precondition(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> FixedAffine:
         start = self._init_latent
         if self._init == "location":
             return FixedAffine(start, self._init_scale)
         start_key, model_key, key = jax.random.split(key, 3)
-        model = handlers.seed(self.model, model_key)
 
         @functools.partial(jax.jit, static_argnums=2)
         def search(start: Array, traced: Any, static: Static) -> Located:
             args, kwargs = join_arguments(traced, static)
 
             def log_density(latent: Array) -> Array:
-                return -potential_energy(model, args, kwargs, self._unpack_latent(latent))
+                values, log_det = self._constrained(latent)
+                return log_joint(self.model, model_key, args, kwargs, values).log_density + log_det
 
             def another(key: Array) -> Array:
                 trace = self._start(key, args, kwargs)

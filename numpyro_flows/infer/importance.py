@@ -14,6 +14,7 @@ from numpyro.infer.util import log_density
 from ..checks import check_key, check_size
 from ..diagnostics import psis
 from .arguments import Static, join_arguments, split_arguments
+from .density import log_joint
 
 #: Draws whose densities are computed at once.
 BATCH = 500
@@ -47,16 +48,17 @@ def _compiled(guide: AutoGuide) -> Any:
 
         def one(key: Array) -> tuple[dict[str, Array], Array, Array]:
             guide_key, model_key = jax.random.split(key)
-            log_q, guide_trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
-            model = handlers.replay(handlers.seed(guide.model, model_key), guide_trace)
-            log_p, model_trace = log_density(model, args, kwargs, params)
-            sites = {
+            log_q, trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
+            latent = {
                 name: site["value"]
-                for name, site in model_trace.items()
-                if (site["type"] == "sample" and not site["is_observed"])
-                or site["type"] == "deterministic"
+                for name, site in trace.items()
+                if site["type"] == "sample" and not site["infer"].get("is_auxiliary")
             }
-            return sites, jnp.asarray(log_p), jnp.asarray(log_q)
+            plates = {
+                name: site["value"] for name, site in trace.items() if site["type"] == "plate"
+            }
+            joint = log_joint(guide.model, model_key, args, kwargs, params | plates | latent)
+            return joint.sites, joint.log_density, jnp.asarray(log_q)
 
         return jax.lax.map(one, keys, batch_size=min(len(keys), BATCH))
 

@@ -1,0 +1,82 @@
+"""The density that a guide is for: its model without what hides parts of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+from numpyro.infer.util import log_density
+
+
+def unblocked(model: Callable) -> Callable:
+    """The model inside of ``handlers.block``: guides for a part of the sites are given the rest."""
+    while isinstance(model, handlers.block):
+        model = model.fn
+    return model
+
+
+def latent_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The latent sites of one run of the model, by name."""
+    with handlers.block():
+        trace = handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs)
+    return {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+
+
+def hidden_discrete(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Latent sites that a blocked model hides, if all are discrete and can be enumerated."""
+    inner = unblocked(model)
+    if inner is model:
+        return {}
+    own = latent_sites(model, args, kwargs)
+    hidden = {k: v for k, v in latent_sites(inner, args, kwargs).items() if k not in own}
+    enumerable = all(site["fn"].has_enumerate_support for site in hidden.values())
+    return hidden if enumerable else {}
+
+
+class Joint(NamedTuple):
+    """A log joint density and the values of its sites."""
+
+    log_density: Array
+    sites: dict[str, Array]
+
+
+def log_joint(
+    model: Callable,
+    key: Array,
+    args: tuple,
+    kwargs: dict[str, Any],
+    values: dict[str, Any],
+) -> Joint:
+    """Log density of the model at ``values``, with discrete sites that it hides summed out.
+
+    :param model: a guide's model, blocked or not; other sites are drawn from their priors.
+    :param key: ``jax.random.key`` for these.
+    :param values: values of latent and ``param`` sites, in their constrained spaces.
+    """
+    if hidden_discrete(model, args, kwargs):
+        from numpyro.contrib.funsor import config_enumerate, enum
+        from numpyro.contrib.funsor import log_density as enumerated_log_density
+
+        inner = unblocked(model)
+        frames = [
+            frame
+            for site in latent_sites(inner, args, kwargs).values()
+            for frame in site["cond_indep_stack"]
+        ]
+        nesting = max((-frame.dim for frame in frames), default=0)
+        enumerated = enum(config_enumerate(handlers.seed(inner, key)), -nesting - 1)
+        value, trace = enumerated_log_density(enumerated, args, kwargs, values)
+    else:
+        value, trace = log_density(handlers.seed(unblocked(model), key), args, kwargs, values)
+    sites = {
+        name: site["value"]
+        for name, site in trace.items()
+        if (site["type"] == "sample" and not site["is_observed"] and name in values)
+        or site["type"] == "deterministic"
+    }
+    return Joint(jnp.asarray(value), sites)
