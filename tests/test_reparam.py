@@ -259,8 +259,9 @@ def test_the_potential_is_one_pass():
     [
         (AutoIAFNormal, 0.6),  # three layers by default
         # A coupling costs as much backward as forward, and XLA merges NumPyro's two forward
-        # passes here: one of each against one forward and two backward is two thirds.
-        (partial(AutoFlow, flow=partial(nf.realnvp, depth=3)), 0.68),
+        # passes here: one of each against one forward and two backward is two thirds; the rest
+        # is the two affine maps around the flow.
+        (partial(AutoFlow, flow=partial(nf.realnvp, depth=3)), 0.7),
     ],
     ids=["AutoIAFNormal", "AutoFlow"],
 )
