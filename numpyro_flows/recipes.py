@@ -166,7 +166,7 @@ def _map_for(
 
 
 def _log_scale_bound(bound: float | None, depth: int) -> float:
-    return min(1.0, 16 / check_size("depth", depth)) if bound is None else bound
+    return min(2.0, 16 / check_size("depth", depth)) if bound is None else bound
 
 
 def _check_no_angles(what: str, support: Support, dim: int) -> Constraint:
@@ -571,7 +571,7 @@ def realnvp(
 ) -> FlowDistribution:
     r"""RealNVP: affine couplings :math:`y_B = x_B \odot e^{s(x_A)} + t(x_A)`.
 
-    The log-scale is :math:`s = c \tanh(h / c)`. By default :math:`c = \min(1, 16 / depth)`: the
+    The log-scale is :math:`s = c \tanh(h / c)`. By default :math:`c = \min(2, 16 / depth)`: the
     bound tightens with depth, which keeps deep float32 flows invertible. What it costs is reach
     far outside the data, where one layer can stretch a coordinate by no more than :math:`e^c`;
     raise ``log_scale_bound`` for a shallow flow of very uneven scales.
@@ -738,7 +738,7 @@ def maf(
         of ``range(dim)``.
     :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
         complete order; the layers are then not permuted.
-    :param log_scale_bound: the bound c; by default min(1, 16 / depth).
+    :param log_scale_bound: the bound c; by default min(2, 16 / depth).
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or angles.
 
@@ -807,7 +807,7 @@ def iaf(
         of ``range(dim)``.
     :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
         complete order; the layers are then not permuted.
-    :param log_scale_bound: the bound c; by default min(1, 16 / depth).
+    :param log_scale_bound: the bound c; by default min(2, 16 / depth).
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or angles.
 

@@ -53,7 +53,7 @@ def small(key, dim, context_dim):
     return nf.realnvp(key, dim, context_dim=context_dim, depth=2, hidden=(16,), activation="tanh")
 
 
-@pytest.mark.parametrize("batch_size", [None, 10])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 10])
 def test_local_and_global_latents(batch_size):
     """Mean-field between m and z is exact in the means; subsampling does not change them."""
     guide = guide_list(flow=small)
@@ -77,6 +77,7 @@ def test_new_rows_need_no_training():
     assert draws["z"].shape == (3, 2, N)
 
 
+@pytest.mark.slow
 def test_constrained_sites_and_trained_encoders():
     def model(x):
         with numpyro.plate("rows", len(x)):

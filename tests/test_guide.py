@@ -264,6 +264,7 @@ def test_path_gradient_is_exactly_zero_at_the_optimum():
         assert np.abs(score).max() > 0.1
 
 
+@pytest.mark.slow
 def test_path_gradient_has_the_same_mean(x64):
     """Away from the optimum the two estimators differ in variance alone."""
     guide = AutoFlow(gaussian, partial(nf.realnvp, depth=2, hidden=(4,), activation="tanh"))

@@ -139,7 +139,7 @@ def test_numpyros_density_is_wrong_and_ours_is_right(model):
         AutoDiagonalNormal,
         pytest.param(AutoMultivariateNormal, marks=pytest.mark.slow),
         pytest.param(AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
-        AutoIAFNormal,
+        pytest.param(AutoIAFNormal, marks=pytest.mark.slow),
         pytest.param(AutoBNAFNormal, marks=pytest.mark.slow),
         pytest.param(AutoLaplaceApproximation, marks=pytest.mark.slow),
     ],
@@ -207,6 +207,7 @@ def test_trained_model_parameters_are_used():
     assert abs(ours.std() - 2.0) < 0.2
 
 
+@pytest.mark.slow
 def test_posterior_of_a_constrained_model_matches_nuts():
     def model(y):
         tau = numpyro.sample("tau", dist.HalfNormal(2.0))
