@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(POTENTIALS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, default=8000)
     options = parser.parse_args()
     print("| potential | log Z | KL, median | KL of each seed | seconds |\n|---|---|---|---|---|")
     for name in options.names:

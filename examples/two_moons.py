@@ -82,11 +82,13 @@ def draw_picture(path, problems):
         1, len(problems), figsize=(4.2 * len(problems), 4.2), layout="constrained", squeeze=False
     )
     for axis, (name, reference, draws) in zip(axes[0], problems, strict=True):
+        axis.scatter(*draws[:2000].T, s=12, linewidths=0, color="tab:blue", label="flow")
         if reference is not None:
-            axis.scatter(*reference[:3000].T, s=3, color="0.7", label="reference")
-        axis.scatter(*draws[:3000].T, s=3, alpha=0.4, color="tab:blue", label="flow")
-        axis.set(title=name, xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", aspect="equal")
-    axes[0, 0].legend(markerscale=4)
+            axis.scatter(*reference[:2000].T, s=1, color="tab:orange", label="reference")
+        limits = (-1.05, 1.05)  # the prior's
+        axis.set(title=name, xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", xlim=limits, ylim=limits)
+        axis.set_aspect("equal")
+    axes[0, 0].legend(markerscale=3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

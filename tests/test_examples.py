@@ -20,3 +20,17 @@ def test_eight_schools(tmp_path):
     assert float(re.search(r"k-hat ([\d.]+)", text)[1]) < 0.7
     assert int(re.search(r"NeuTra: (\d+) times", text)[1]) >= 20
     assert int(re.search(r"NUTS after NeuTra +(\d+)", text)[1]) < 5
+
+
+@pytest.mark.slow
+def test_two_moons(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.png"
+    command = [sys.executable, str(EXAMPLES / "two_moons.py"), "--picture", str(picture)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert picture.stat().st_size > 10_000
+    score = re.search(r"mean C2ST ([\d.]+)", text)
+    if score is None:
+        assert "No reference draws found" in text
+        pytest.skip("the reference draws of sbibm are not here: set NUMPYRO_FLOWS_DATA")
+    assert float(score[1]) <= 0.58
