@@ -26,7 +26,7 @@ from .importance import importance_log_weights
 
 #: Steps in which the learning rate rises.
 WARM_UP = 200
-#: Two windows of steps are compared; a loss that gains less than this has ceased to fall.
+#: Two windows of at least so many steps are compared; a loss that gains less has ceased to fall.
 WINDOW, SMALLEST_GAIN = 300, 3e-4
 #: Standard deviation of log weights below which there is little left to learn: an ESS of 99 %.
 EQUAL_WEIGHTS = 0.1
@@ -256,18 +256,21 @@ class _Schedule:
 
     def advance(self, losses: np.ndarray) -> None:
         self.step += len(losses)
-        self.losses = np.append(self.losses, losses)[-2 * WINDOW :]
+        self.losses = np.append(self.losses, losses)
         started = max(self.warm_up, self.annealing)
         if self.step >= self.fall or self.step < started + 2 * WINDOW:
             return
-        before, after = (part[np.isfinite(part)] for part in np.split(self.losses, 2))
+        # Longer windows later on: what falls slowly needs more steps to be seen beside its noise.
+        window = max(WINDOW, self.step // 3)
+        latest = np.split(self.losses[-2 * window :], 2)
+        before, after = (part[np.isfinite(part)] for part in latest)
         if min(len(before), len(after)) < WINDOW / 2:
             return
         error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
         # A loss is the mean of as many log weights, whose variance is about 1 - ESS.
         if after.std() * self.num_particles**0.5 < EQUAL_WEIGHTS:
             self.fall, self.stop = self.step, min(self.stop, self.step * 3 // 2)
-        elif before.mean() - after.mean() < max(2 * error, SMALLEST_GAIN):
+        elif before.mean() - after.mean() < max(error, SMALLEST_GAIN):
             self.fall, self.stop = self.step, min(self.stop, 2 * self.step)
 
 
