@@ -35,11 +35,12 @@ def test_likelihood_under_a_plate_learns():
     result = train(model, SHIFTED)
     # The entropy of N(1, 0.5^2)^2 is 1.45 nats; standing still costs 3.1.
     assert result.losses[0] / 64 > 2.8
-    assert result.losses[-1] / 64 < 1.6
+    assert result.losses[-20:].mean() / 64 < 1.6
     assert set(result.params) == {"flow$params"}
     _, rest = nf.partition(learned)
     trained = nf.combine(result.params["flow$params"], rest)
-    np.testing.assert_allclose(-trained.log_prob(SHIFTED).sum(), result.losses[-1], rtol=0.05)
+    total, _ = log_density(model, (SHIFTED,), {}, result.params)
+    np.testing.assert_allclose(trained.log_prob(SHIFTED).sum(), total, rtol=1e-5)
     x = handlers.substitute(lambda: nf.flow_module("flow", learned), result.params)().sample(
         jax.random.key(1), (2000,)
     )
