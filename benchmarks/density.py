@@ -43,6 +43,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from models import data_folder
 
 import numpyro_flows as nf
 
@@ -411,8 +412,7 @@ def load_power() -> dict[str, np.ndarray]:
     Source: arXiv:1705.07057, appendix D: noise that undoes the rounding, the columns of reactive
     power and of date left out, standardised by the mean and scale of all but the test rows.
     """
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    path = Path(os.environ.get("NUMPYRO_FLOWS_DATA") or beside) / "power" / "power_int.npz"
+    path = data_folder() / "power" / "power_int.npz"
     if not path.exists():
         sys.exit(
             f"power: no data at {path}. Set NUMPYRO_FLOWS_DATA to the folder that holds "

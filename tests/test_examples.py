@@ -10,13 +10,19 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.slow
-def test_eight_schools(tmp_path):
+def run_example(name, folder):
+    """What an example prints; it must also draw its picture."""
     pytest.importorskip("matplotlib")
-    picture = tmp_path / "picture.png"
-    command = [sys.executable, str(EXAMPLES / "eight_schools.py"), "--picture", str(picture)]
+    picture = folder / "picture.png"
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--picture", str(picture)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert picture.stat().st_size > 10_000
+    return text
+
+
+@pytest.mark.slow
+def test_eight_schools(tmp_path):
+    text = run_example("eight_schools", tmp_path)
     assert float(re.search(r"k-hat ([\d.]+)", text)[1]) < 0.7
     assert int(re.search(r"NeuTra: (\d+) times", text)[1]) >= 20
     assert int(re.search(r"NUTS after NeuTra +(\d+)", text)[1]) < 5
@@ -24,11 +30,7 @@ def test_eight_schools(tmp_path):
 
 @pytest.mark.slow
 def test_two_moons(tmp_path):
-    pytest.importorskip("matplotlib")
-    picture = tmp_path / "picture.png"
-    command = [sys.executable, str(EXAMPLES / "two_moons.py"), "--picture", str(picture)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert picture.stat().st_size > 10_000
+    text = run_example("two_moons", tmp_path)
     score = re.search(r"mean C2ST ([\d.]+)", text)
     if score is None:
         assert "No reference draws found" in text

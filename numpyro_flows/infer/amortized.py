@@ -16,7 +16,7 @@ from numpyro.infer.initialization import init_to_median
 
 from ..checks import check_key, check_size, is_real
 from ..distribution import FlowDistribution, combine, partition
-from .density import unblocked
+from .density import check_set_up, latent_of, unblocked
 from .guide import guide_flow, sampling_side, site_key
 
 
@@ -87,11 +87,7 @@ class AmortizedFlow(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        latent = {
-            name: site
-            for name, site in self.prototype_trace.items()
-            if site["type"] == "sample" and not site["is_observed"]
-        }
+        latent = latent_of(self.prototype_trace)
         if not latent:
             raise ValueError("AmortizedFlow: the model has no latent sites.")
         frames = {frame for site in latent.values() for frame in site["cond_indep_stack"]}
@@ -203,8 +199,7 @@ class AmortizedFlow(AutoGuide):
         :param sample_shape: leading shape of the draws.
         :return: dict from site names to shape ``(*sample_shape, rows, *event)``.
         """
-        if self.prototype_trace is None:
-            raise ValueError("This guide was never set up. Train it first with `nf.fit_guide`.")
+        check_set_up(self)
         key = site_key(check_key(rng_key), self.prefix)
         flow = handlers.substitute(self._flow, data=params)()
         context = handlers.substitute(self._encode, data=params)(args, kwargs)

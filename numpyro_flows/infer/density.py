@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
+from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import log_density
 
 
@@ -16,15 +17,28 @@ def unblocked(model: Callable) -> Callable:
     return model
 
 
-def latent_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The latent sites of one run of the model, by name."""
-    with handlers.block():
-        trace = handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs)
+def check_set_up(guide: AutoGuide) -> None:
+    """Check that a guide knows its model's shapes.
+
+    :raises ValueError: if it does not.
+    """
+    if guide.prototype_trace is None:
+        raise ValueError("This guide was never set up. Train it first with `nf.fit_guide`.")
+
+
+def latent_of(trace: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The latent sites of a trace."""
     return {
         name: site
         for name, site in trace.items()
         if site["type"] == "sample" and not site["is_observed"]
     }
+
+
+def latent_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The latent sites of one run of the model, by name."""
+    with handlers.block():
+        return latent_of(handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs))
 
 
 def hidden_discrete(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

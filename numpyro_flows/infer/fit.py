@@ -170,12 +170,13 @@ def fit_guide(
     arguments = split_arguments(args, kwargs)
     schedule = _Schedule(num_steps, getattr(svi.loss, "num_particles", 1), annealing_steps)
     losses: list[np.ndarray] = []
-    best_loss, best = np.inf, svi.get_params(state)
+    best_loss, best, best_step = np.inf, svi.get_params(state), 0
+    run = _program(svi)
     with trange(num_steps, disable=not progress_bar) as bar:
         while schedule.step < schedule.stop:
             rates = peak * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
             controls = (rates, schedule.temper(len(rates))) if annealing_steps else (rates, None)
-            state, made = _compiled(svi)(
+            state, made = run(
                 state,
                 jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), controls),
                 *arguments,
@@ -184,9 +185,10 @@ def fit_guide(
             losses.append(chunk)
             finite = chunk[np.isfinite(chunk)]
             annealed = schedule.step < annealing_steps  # its losses are those of another target
-            if not annealed and len(finite) > len(chunk) / 2 and finite.mean() < best_loss:
-                best_loss, best = finite.mean(), svi.get_params(state)
+            is_best = not annealed and len(finite) > len(chunk) / 2 and finite.mean() < best_loss
             schedule.advance(chunk)
+            if is_best:
+                best_loss, best, best_step = finite.mean(), svi.get_params(state), schedule.step
             bar.total = schedule.stop
             bar.update(len(chunk))
             if len(finite):
@@ -199,7 +201,7 @@ def fit_guide(
             "with `init_loc_fn`."
         )
 
-    candidates = [svi.get_params(state), best]
+    candidates = [best] if best_step == schedule.step else [svi.get_params(state), best]
     weights = [
         np.asarray(
             importance_log_weights(
@@ -274,8 +276,7 @@ class _Schedule:
             self.fall, self.stop = self.step, min(self.stop, 2 * self.step)
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(svi: SVI) -> Any:
+def _program(svi: SVI) -> Any:
     """A program that makes one step for each learning rate."""
 
     @functools.partial(jax.jit, static_argnums=3)

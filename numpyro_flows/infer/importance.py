@@ -14,7 +14,7 @@ from numpyro.infer.util import log_density
 from ..checks import check_key, check_size
 from ..diagnostics import psis
 from .arguments import Static, join_arguments, split_arguments
-from .density import log_joint
+from .density import check_set_up, log_joint
 
 #: Draws whose densities are computed at once.
 BATCH = 500
@@ -31,8 +31,7 @@ def weighted_draws(
     """Draws of the model's latent and deterministic sites, and log densities of model and guide."""
     check_key(key)
     check_size("number of draws", num_draws)
-    if guide.prototype_trace is None:
-        raise ValueError("This guide was never set up. Train it first with `nf.fit_guide`.")
+    check_set_up(guide)
     return _compiled(guide)(
         jax.random.split(key, num_draws), params, *split_arguments(args, kwargs)
     )

@@ -44,7 +44,7 @@ class _Path(NamedTuple):
 
 
 def _lbfgs_path(log_density: LogDensity, start: Array, num_steps: int) -> _Path:
-    """Maximise from one start; arrays of shape ``(num_steps + 1, dim)``."""
+    """Maximise from one start; arrays of shape ``(num_steps, dim)``."""
 
     def loss(x: Array) -> Array:
         return -log_density(x)
@@ -53,20 +53,20 @@ def _lbfgs_path(log_density: LogDensity, start: Array, num_steps: int) -> _Path:
     value_and_grad = optax.value_and_grad_from_state(loss)
 
     def step(carry, _):
-        x, state, diagonal = carry
+        x, state = carry
         value, grad = value_and_grad(x, state=state)
         updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=loss)
         after = optax.apply_updates(x, updates)
-        return (after, state, diagonal), (x, -grad)
+        return (after, state), (x, -grad)
 
-    diagonal = jnp.ones_like(start)
-    _, (x, grad) = jax.lax.scan(step, (start, optimizer.init(start), diagonal), length=num_steps)
+    _, (x, grad) = jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)
 
     def widen(diagonal, pair):
         s, y = pair
         diagonal = _updated_diagonal(diagonal, s, y)
         return diagonal, diagonal
 
+    diagonal = jnp.ones_like(start)
     _, diagonals = jax.lax.scan(widen, diagonal, (jnp.diff(x, axis=0), -jnp.diff(grad, axis=0)))
     return _Path(x, grad, jnp.concatenate([diagonal[None], diagonals]))
 

@@ -1,5 +1,6 @@
 """Composition: a chain of parts, a scan over layers of one structure, independent copies."""
 
+import abc
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -13,7 +14,29 @@ from ..checks import check_size
 from ..transform import FlowTransform, Wrapper, in_columns
 
 
-class Chain(FlowTransform):
+class _Composition(FlowTransform):
+    """What compositions share: every method of the contract is one way through the parts."""
+
+    @abc.abstractmethod
+    def _through(
+        self, value: Array, context: Array | None, forward: bool, kind: str
+    ) -> tuple[Array, Array]:
+        """All parts in turn, each by its method ``forward`` or ``inverse`` plus ``kind``."""
+
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(x, context, True, "_and_log_det")
+
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(y, context, False, "_and_log_det")
+
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(x, context, True, "_columns")
+
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(y, context, False, "_columns")
+
+
+class Chain(_Composition):
     r"""Composition :math:`y = T_n(\dots T_1(x))`, log-determinants added up.
 
     The context goes to the parts that take one. Cost: the sum of the parts' costs; compile time
@@ -84,18 +107,6 @@ class Chain(FlowTransform):
             total = total + log_det
         return value, jnp.asarray(total)
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(x, context, True, "_and_log_det")
-
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(y, context, False, "_and_log_det")
-
-    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(x, context, True, "_columns")
-
-    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(y, context, False, "_columns")
-
     def _initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
@@ -111,7 +122,7 @@ def _permuted(value: Array, permutation: Array | None, axis: int = -1) -> Array:
     return value if permutation is None else jnp.take(value, permutation, axis)
 
 
-class Scan(FlowTransform):
+class Scan(_Composition):
     r"""Equal layers, each followed by a permutation: :math:`y = P_n T_n \dots P_1 T_1(x)`.
 
     The layers are one transform whose leaves carry a leading layer axis, and run under
@@ -212,12 +223,6 @@ class Scan(FlowTransform):
         if len(self.event_shape) == 1:
             return in_columns(self.inverse_columns, y, context)
         return self._through(y, context, False, "_and_log_det")
-
-    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(x, context, True, "_columns")
-
-    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(y, context, False, "_columns")
 
     def _initialized(
         self, value: Array, context: Array | None, forward: bool
