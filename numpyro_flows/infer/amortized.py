@@ -1,16 +1,16 @@
 """Guides for local latent sites: one conditional flow, steered by each row's data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import Delta, biject_to
-from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.initialization import init_to_median
 
@@ -18,6 +18,7 @@ from ..checks import check_key, check_size, is_real
 from ..distribution import FlowDistribution, combine, partition
 from .density import check_set_up, latent_of, unblocked
 from .guide import guide_flow, sampling_side, site_key
+from .supports import Winding, constrain, is_circular, uncut_circles
 
 
 class AmortizedFlow(AutoGuide):
@@ -86,7 +87,8 @@ class AmortizedFlow(AutoGuide):
         return partition(flow)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        with uncut_circles():
+            super()._setup_prototype(*args, **kwargs)
         latent = latent_of(self.prototype_trace)
         if not latent:
             raise ValueError("AmortizedFlow: the model has no latent sites.")
@@ -118,6 +120,7 @@ class AmortizedFlow(AutoGuide):
             support = site["fn"].support
             event = jnp.shape(site["value"])[jnp.ndim(site["value"]) - site["fn"].event_dim :]
             self._shapes[name] = tuple(biject_to(support).inverse_shape(event))
+        self._circular = [name for name in latent if is_circular(latent[name]["fn"].support)]
         self._local_dim = sum(math.prod(shape) for shape in self._shapes.values())
         with jax.ensure_compile_time_eval():
             _, self._rest = self._build(jax.random.key(0))
@@ -158,29 +161,33 @@ class AmortizedFlow(AutoGuide):
         flow, context = self._flow(), self._encode(args, kwargs)
         result = {}
         with self._create_plates(*args, **kwargs)[self._frame.name] as index:
-            latent = numpyro.sample(
-                f"_{self.prefix}_latent",
-                flow.condition(self._of_subsample(context, index)),
-                infer={"is_auxiliary": True},
-            )
-            for name, value, log_det in self._constrained(latent):
+            rows = flow.condition(self._of_subsample(context, index))
+            latent = numpyro.sample(f"_{self.prefix}_latent", rows, infer={"is_auxiliary": True})
+            for name, value, log_det in self._constrained(latent, rows):
                 event_dim = self.prototype_trace[name]["fn"].event_dim
                 delta = Delta(value, log_density=-log_det, event_dim=event_dim)
                 result[name] = numpyro.sample(name, delta)
         return result
 
-    def _constrained(self, latent: Array) -> list[tuple[str, Array, Array]]:
-        """Each site's values and the log-determinants of its constraint."""
-        batch, start, sites = latent.shape[:-1], 0, []
-        for name, shape in self._shapes.items():
-            stop = start + math.prod(shape)
-            unconstrained = latent[..., start:stop].reshape(batch + shape)
-            transform = biject_to(self.prototype_trace[name]["fn"].support)
-            value = transform(unconstrained)
-            log_det = transform.log_abs_det_jacobian(unconstrained, value)
-            sites.append((name, value, sum_rightmost(log_det, jnp.ndim(log_det) - len(batch))))
-            start = stop
-        return sites
+    def _unpack(self, latent: Array) -> dict[str, Array]:
+        stops = np.cumsum([math.prod(shape) for shape in self._shapes.values()])[:-1]
+        pieces = jnp.split(latent, stops, axis=-1)
+        return {
+            name: piece.reshape(latent.shape[:-1] + shape)
+            for piece, (name, shape) in zip(pieces, self._shapes.items(), strict=True)
+        }
+
+    def _constrained(
+        self, latent: Array, rows: FlowDistribution
+    ) -> Iterator[tuple[str, Array, Array]]:
+        """Each site's name, values and log-determinants of its constraint."""
+        windings = {}
+        if self._circular:
+            # Each row unwinds its angles around the image of the base's centre.
+            centre = rows.transform(jnp.zeros(rows.shape(), latent.dtype))
+            centres = self._unpack(jax.lax.stop_gradient(centre))
+            windings = {name: Winding(centres[name], 1.0) for name in self._circular}
+        return constrain(self._unpack(latent), self.prototype_trace, windings)
 
     def sample_posterior(
         self,
@@ -203,5 +210,6 @@ class AmortizedFlow(AutoGuide):
         key = site_key(check_key(rng_key), self.prefix)
         flow = handlers.substitute(self._flow, data=params)()
         context = handlers.substitute(self._encode, data=params)(args, kwargs)
-        latent = flow.condition(context).sample(key, sample_shape)
-        return {name: value for name, value, _ in self._constrained(latent)}
+        rows = flow.condition(context)
+        latent = rows.sample(key, sample_shape)
+        return {name: value for name, value, _ in self._constrained(latent, rows)}

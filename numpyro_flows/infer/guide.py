@@ -12,7 +12,7 @@ import numpy as np
 import numpyro
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Distribution, biject_to
+from numpyro.distributions import Delta, Distribution, biject_to
 from numpyro.distributions.constraints import Constraint
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_uniform
@@ -26,6 +26,7 @@ from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
 from .arguments import Static, join_arguments, split_arguments
 from .density import log_joint
 from .preconditioner import FULL, Located, locate
+from .supports import Winding, constrain, is_circular, uncut_circles
 
 
 def sampling_side(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
@@ -75,6 +76,9 @@ class AutoFlow(AutoContinuous):
     initialised; only first derivatives of the model are taken, in reverse mode. It travels with the
     parameters and is never trained: its gradient is zero. (Weight decay would still shrink it:
     mask it out of an optimiser that has any.)
+
+    Sites on the circle (``VonMises``) are not cut at :math:`\pm\pi`: the line is wound around it,
+    with the winding number as an auxiliary variable (``infer/supports.py``).
 
     :param model: a NumPyro model with continuous latent sites.
     :param flow: a recipe, or any ``key, dim -> FlowDistribution`` onto the real vectors; settings
@@ -158,11 +162,21 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            super()._setup_prototype(*args, **kwargs)
+            with uncut_circles():
+                super()._setup_prototype(*args, **kwargs)
         except RuntimeError as error:
             if "valid initial parameters" not in str(error):
                 raise
             raise ValueError(self._no_start(args, kwargs)) from error
+        self._circular = [
+            name
+            for name in self._init_locs
+            if is_circular(self.prototype_trace[name]["fn"].support)
+        ]
+        for name in self._circular:  # NumPyro's point on the line, as an angle
+            support = self.prototype_trace[name]["fn"].support
+            self._init_locs[name] = biject_to(support)(self._init_locs[name])
+        self._init_latent = jnp.concatenate([loc.reshape(-1) for loc in self._init_locs.values()])
         self._check_supports(args, kwargs)
         # Set-up may happen under `jit`; what the guide keeps must not be a tracer.
         with jax.ensure_compile_time_eval():
@@ -201,9 +215,7 @@ class AutoFlow(AutoContinuous):
         suspects = [name for name, support in supports.items() if bounds(support)]
         if not suspects:
             return
-        moved = {
-            name: biject_to(supports[name])(value + 0.5) for name, value in self._init_locs.items()
-        }
+        moved, _ = self._constrained(self._init_latent + 0.5, self._windings(None))
         with handlers.block():
             model = handlers.substitute(handlers.seed(self.model, 0), data=moved)
             trace = handlers.trace(model).get_trace(*args, **kwargs)
@@ -220,13 +232,24 @@ class AutoFlow(AutoContinuous):
                         f"`numpyro.deterministic({name!r}, low + u * (high - low))`."
                     )
 
-    def _constrained(self, latent: Array) -> tuple[dict[str, Array], Array]:
+    def _windings(self, affine: FixedAffine | None) -> dict[str, Winding]:
+        """What unwinds the sites that are angles, around where the preconditioner found them."""
+        if affine is None:
+            loc, scale = self._init_latent, jnp.full_like(self._init_latent, jnp.pi)
+        else:
+            # Below 1 a narrower window gains nothing: the next turn has a share of exp(-20).
+            loc, scale = affine.loc.value, jnp.clip(affine.standard_deviation, 1.0, jnp.pi)
+        locs, scales = self._unpack_latent(loc), self._unpack_latent(scale)
+        return {name: Winding(locs[name], scales[name]) for name in self._circular}
+
+    def _constrained(
+        self, latent: Array, windings: dict[str, Winding]
+    ) -> tuple[dict[str, Array], Array]:
         """The sites' values, and the log-determinant of what constrains them."""
         values, total = {}, jnp.zeros(())
-        for name, unconstrained in self._unpack_latent(latent).items():
-            transform = biject_to(self.prototype_trace[name]["fn"].support)
-            values[name] = transform(unconstrained)
-            log_det = transform.log_abs_det_jacobian(unconstrained, values[name])
+        sites = self._unpack_latent(latent)
+        for name, value, log_det in constrain(sites, self.prototype_trace, windings):
+            values[name] = value
             total = total + log_det.sum()
         return values, total
 
@@ -241,13 +264,15 @@ class AutoFlow(AutoContinuous):
             args, kwargs = join_arguments(traced, static)
 
             def log_density(latent: Array) -> Array:
-                values, log_det = self._constrained(latent)
+                values, log_det = self._constrained(latent, self._windings(None))
                 return log_joint(self.model, model_key, args, kwargs, values).log_density + log_det
 
             def another(key: Array) -> Array:
                 trace = self._start(key, args, kwargs)
                 sites = [
-                    biject_to(trace[name]["fn"].support).inv(trace[name]["value"])
+                    trace[name]["value"]
+                    if name in self._circular
+                    else biject_to(trace[name]["fn"].support).inv(trace[name]["value"])
                     for name in self._init_locs
                 ]
                 return jnp.concatenate([site.reshape(-1) for site in sites])
@@ -277,11 +302,25 @@ class AutoFlow(AutoContinuous):
 
     def _sample_latent(self, *args: Any, **kwargs: Any) -> Array:
         sample_shape = kwargs.pop("sample_shape", ())
-        return numpyro.sample(
-            f"_{self.prefix}_latent",
-            self._get_posterior(*args, **kwargs).expand_by(sample_shape),
-            infer={"is_auxiliary": True},
-        )
+        posterior = self._get_posterior(*args, **kwargs)
+        return self._draw(posterior.expand_by(sample_shape))
+
+    def _draw(self, posterior: Distribution) -> Array:
+        name = f"_{self.prefix}_latent"
+        return numpyro.sample(name, posterior, infer={"is_auxiliary": True})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        posterior = self._get_posterior(*args, **kwargs)
+        sites = self._unpack_latent(self._draw(posterior))
+        windings = self._windings(posterior.transform.parts[-1])
+        result = {}
+        for name, value, log_det in constrain(sites, self.prototype_trace, windings):
+            event_dim = self.prototype_trace[name]["fn"].event_dim
+            delta = Delta(value, log_density=-log_det, event_dim=event_dim)
+            result[name] = numpyro.sample(name, delta)
+        return result
 
     def _check_ready(self, params: dict[str, Any] | None = None) -> None:
         if self.prototype_trace is None:
@@ -313,6 +352,14 @@ class AutoFlow(AutoContinuous):
         """The bijection from base to the unconstrained latent space."""
         return self.get_posterior(params).transform
 
+    def get_windings(self, params: dict[str, Any]) -> dict[str, Winding]:
+        """What turns points of the line into angles, by site; empty without circular sites.
+
+        :param params: trained parameters.
+        """
+        self._check_ready(params)
+        return self._windings(params[f"{self.prefix}_preconditioner"])
+
     def sample_posterior(
         self,
         rng_key: Array,
@@ -332,8 +379,18 @@ class AutoFlow(AutoContinuous):
         # NumPyro's version runs the model once per draw, one after the other.
         batch = latent_sample.shape[:-1]
         unpack = super()._unpack_and_constrain
-        flat = latent_sample.reshape(-1, self.latent_dim)
-        sites = jax.vmap(lambda latent: unpack(latent, params))(flat)
+        windings = self.get_windings(params)
+
+        def one(latent: Array) -> dict[str, Array]:
+            if windings:  # NumPyro expects its own point on the line for an angle
+                points = self._unpack_latent(latent)
+                for name, winding in windings.items():
+                    support = self.prototype_trace[name]["fn"].support
+                    points[name] = biject_to(support).inv(winding(points[name]))
+                latent = jnp.concatenate([point.reshape(-1) for point in points.values()])
+            return unpack(latent, params)
+
+        sites = jax.vmap(one)(latent_sample.reshape(-1, self.latent_dim))
         return jax.tree.map(lambda site: site.reshape(batch + site.shape[1:]), sites)
 
     def quantiles(self, params: dict[str, Any], quantiles: Any) -> dict[str, Array]:

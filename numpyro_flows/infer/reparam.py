@@ -14,14 +14,17 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.reparam import Reparam
 
+from .guide import AutoFlow
 from .params import model_params
+from .supports import Winding
 
 
 class _Sites(Reparam):
     """Hands the latent sites of one run of the model their values, each once."""
 
-    def __init__(self, unconstrained: dict[str, Array]):
+    def __init__(self, unconstrained: dict[str, Array], windings: dict[str, Winding]):
         self.waiting = dict(unconstrained)
+        self.windings = windings
 
     def config(self, site: dict[str, Any]) -> Reparam | None:
         return self if site["name"] in self.waiting else None
@@ -34,7 +37,7 @@ class _Sites(Reparam):
                 "`numpyro.contrib.control_flow` loop cannot be reparameterised."
             )
         unconstrained = self.waiting.pop(name)
-        transform = biject_to(fn.support)
+        transform = self.windings[name] if name in self.windings else biject_to(fn.support)
         value = transform(unconstrained)
         if numpyro.get_mask() is not False:
             log_det = transform.log_abs_det_jacobian(unconstrained, value)
@@ -98,6 +101,8 @@ class NeuTraReparam(Reparam):
                 f"NeuTraReparam: {type(guide).__name__} has no transform that is independent of "
                 "the model's arguments, so it cannot reparameterise a model."
             ) from error
+        # Other guides cut the circle, as NUTS does; the map must be the guide's.
+        self._windings = guide.get_windings(params) if isinstance(guide, AutoFlow) else {}
         self._model_params = model_params(guide, params)
 
     def reparam(self, fn: Callable) -> Callable:
@@ -119,7 +124,7 @@ class NeuTraReparam(Reparam):
                 log_det = self.transform.log_abs_det_jacobian(z, x, intermediates)
                 numpyro.factor(f"_{prefix}_log_det", log_det)
             # State of this run alone, so that an exception in the model leaves nothing behind.
-            sites = _Sites(self.guide._unpack_latent(x))
+            sites = _Sites(self.guide._unpack_latent(x), self._windings)
             with (
                 handlers.substitute(data=self._model_params),
                 handlers.reparam(config=sites.config),

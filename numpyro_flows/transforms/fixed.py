@@ -228,6 +228,14 @@ class FixedAffine(ColumnTransform):
             "core", jnp.zeros((0, 0), dtype) if core is None else core, (rank, rank)
         )
 
+    @property
+    def standard_deviation(self) -> Array:
+        """Of each coordinate, if x is standard normal; shape ``(dim,)``."""
+        frame = self.frame.value
+        # The covariance between the scales is I + Q (L L^T - I) Q^T.
+        added = ((frame @ self.core.value) ** 2 - frame**2).sum(-1)
+        return self.scale.value * jnp.sqrt(1 + added)
+
     def _log_det(self, value: Array) -> Array:
         total = jnp.log(self.scale.value).sum() + jnp.log(jnp.diagonal(self.core.value)).sum()
         return jnp.broadcast_to(total, value.shape[1:])
