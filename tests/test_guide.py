@@ -222,13 +222,70 @@ def test_pickles_and_params_restore_it(trained):
     assert draws["x"].shape == (3, 3)
 
 
-def test_set_up_and_trained_under_jit():
-    guide = AutoFlow(model, SMALL)
-    svi = SVI(model, guide, optax.adam(1e-2), Trace_ELBO())
-    state = jax.jit(svi.init)(jax.random.key(0))
-    state, loss = jax.jit(svi.update)(state)
+def followed(y, follow):
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    s = numpyro.sample("s", dist.HalfNormal(1.0))
+    if follow:
+        numpyro.deterministic("sum", x.sum() + y.mean())
+    numpyro.sample("y", dist.Normal(x, s).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("init", ["auto", "location"])
+def test_set_up_and_trained_under_jit(init):
+    y = jnp.array([0.3, 1.2])
+    guide = nf.AutoFlow(followed, SMALL, init=init)
+    svi = SVI(followed, guide, optax.adam(1e-2), Trace_ELBO(), follow=False)
+    state = jax.jit(svi.init)(jax.random.key(0), y)
+    for value in vars(guide).values():
+        assert not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+    state, loss = jax.jit(svi.update)(state, y)
     assert np.isfinite(loss)
-    assert guide.get_posterior(svi.get_params(state)).sample(jax.random.key(0)).shape == (4,)
+    params = svi.get_params(state)
+    draws = guide.sample_posterior(jax.random.key(0), params, sample_shape=(3,))
+    assert draws["x"].shape == (3, 2)
+    assert (draws["s"] > 0).all()
+    copy = pickle.loads(pickle.dumps(guide))
+    again = copy.sample_posterior(jax.random.key(0), params, sample_shape=(3,))
+    np.testing.assert_array_equal(draws["x"], again["x"])
+
+    guide = nf.AutoFlow(followed, SMALL, init=init)
+    svi = SVI(followed, guide, optax.adam(1e-2), Trace_ELBO(), follow=True)
+    params = svi.get_params(jax.jit(svi.init)(jax.random.key(0), y))
+    with pytest.raises(ValueError, match="set up under `jax.jit`.*outside `jit`"):
+        guide.sample_posterior(jax.random.key(0), params)
+    params = svi.get_params(svi.init(jax.random.key(0), y))
+    draws = guide.sample_posterior(jax.random.key(0), params)
+    np.testing.assert_allclose(draws["sum"], draws["x"].sum() + y.mean(), rtol=1e-6)
+
+
+def test_models_that_no_guide_can_follow():
+    def branches():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        if x > 0:
+            numpyro.sample("y", dist.Normal(0.0, 1.0))
+
+    def grows():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(0.0, 1.0).expand([int(jnp.abs(x)) + 1]).to_event(1))
+
+    def discrete():
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.sample("x", dist.Normal(z, 1.0))
+
+    for broken in (branches, grows):
+        with pytest.raises(ValueError, match="structure or shapes depend .* masks"):
+            handlers.seed(nf.AutoFlow(broken, SMALL), 0)()
+    with pytest.raises(ValueError, match="'z' is discrete .*block.*config_enumerate"):
+        handlers.seed(nf.AutoFlow(discrete, SMALL), 0)()
+
+
+def test_supports_that_come_with_the_arguments_are_refused_under_jit():
+    def model(high):
+        numpyro.sample("x", dist.Uniform(0.0, high))
+
+    svi = SVI(model, AutoFlow(model, SMALL), optax.adam(1e-2), Trace_ELBO())
+    with pytest.raises(ValueError, match="'x': its support depends on the model's arguments"):
+        jax.jit(svi.init)(jax.random.key(0), 2.0)
 
 
 def test_init_to_median_and_float64(x64):
@@ -319,7 +376,7 @@ def test_bad_input(trained):
     for config in ({"support": dist.constraints.positive}, {"context_dim": 1}):
         with pytest.raises(ValueError, match="expected an unconditional flow over real vectors"):
             handlers.seed(AutoFlow(model, partial(nf.realnvp, **config)), 0)()
-    with pytest.raises(RuntimeError, match="no latent variables"):
+    with pytest.raises(ValueError, match="no latent sites.*observed"):
         handlers.seed(AutoFlow(lambda: numpyro.sample("y", dist.Normal(0, 1), obs=0.0)), 0)()
     with pytest.raises(TypeError, match="write `jax.random.key"):
         nf.importance_log_weights(0, guide, params)

@@ -18,7 +18,8 @@ from ..checks import check_key, check_size, is_real
 from ..distribution import FlowDistribution, combine, partition
 from .density import check_set_up, latent_of, unblocked
 from .guide import guide_flow, sampling_side, site_key
-from .supports import Winding, constrain, is_circular, uncut_circles
+from .setup import explained
+from .supports import Winding, constrain, is_circular
 
 
 class AmortizedFlow(AutoGuide):
@@ -87,7 +88,7 @@ class AmortizedFlow(AutoGuide):
         return partition(flow)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        with uncut_circles():
+        with explained(type(self).__name__):
             super()._setup_prototype(*args, **kwargs)
         latent = latent_of(self.prototype_trace)
         if not latent:

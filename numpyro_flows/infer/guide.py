@@ -26,7 +26,8 @@ from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
 from .arguments import Static, join_arguments, split_arguments
 from .density import log_joint
 from .preconditioner import FULL, Located, locate
-from .supports import Winding, constrain, is_circular, uncut_circles
+from .setup import explained
+from .supports import Winding, constrain, is_circular
 
 
 def sampling_side(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
@@ -59,6 +60,10 @@ def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistributio
             key, 1, DeepSigmoid(), depth=2, hidden=(32, 32), context_dim=context_dim
         )
     return realnvp(key, dim, depth=16, hidden=(32, 32), activation="gelu", context_dim=context_dim)
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 class AutoFlow(AutoContinuous):
@@ -107,6 +112,12 @@ class AutoFlow(AutoContinuous):
     >>> guide.get_posterior(result.params)
     FlowDistribution(Independent -> Chain, batch_shape=(), event_shape=(1,))
     """
+
+    # What NumPyro's set-up leaves.
+    prototype_trace: Any
+    _init_locs: dict[str, Array]
+    _init_latent: Array
+    _postprocess_fn: Any
 
     #: Starts of the search for the preconditioner.
     num_starts = 4
@@ -162,7 +173,7 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            with uncut_circles():
+            with explained(type(self).__name__):
                 super()._setup_prototype(*args, **kwargs)
         except RuntimeError as error:
             if "valid initial parameters" not in str(error):
@@ -181,6 +192,30 @@ class AutoFlow(AutoContinuous):
         # Set-up may happen under `jit`; what the guide keeps must not be a tracer.
         with jax.ensure_compile_time_eval():
             _, self._rest = self._build(jax.random.key(0))
+        self._traced = _is_traced((self._init_latent, args, kwargs))
+
+    def _forget_tracers(self) -> None:
+        """Keep of a set-up under ``jit`` what outlives its trace: names, shapes and supports."""
+
+        def stand_in(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.core.Tracer):
+                return leaf
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                with jax.ensure_compile_time_eval():
+                    return jax.random.key(0)
+            return np.zeros(leaf.shape, leaf.dtype)
+
+        for name in self._init_locs:
+            if _is_traced(self.prototype_trace[name]["fn"].support):
+                raise ValueError(
+                    f"Site {name!r}: its support depends on the model's arguments, which a set-up "
+                    "under `jax.jit` cannot keep. Call `svi.init(key, *args)` outside `jit`."
+                )
+        self.prototype_trace = jax.tree.map(stand_in, self.prototype_trace)
+        self._init_locs = jax.tree.map(stand_in, self._init_locs)
+        self._init_latent = stand_in(self._init_latent)
+        self._potential_fn = self._potential_fn_gen = self._postprocess_fn = None
+        self._traced = False
 
     def _start(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A trace of the model at a start of the initialisation strategy."""
@@ -254,6 +289,8 @@ class AutoFlow(AutoContinuous):
         return values, total
 
     def _precondition(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> FixedAffine:
+        if self._postprocess_fn is None:  # set up under `jit`: its start is gone
+            self._setup_prototype(*args, **kwargs)
         start = self._init_latent
         if self._init == "location":
             return FixedAffine(start, self._init_scale)
@@ -281,7 +318,7 @@ class AutoFlow(AutoContinuous):
             starts = jnp.concatenate([start[None], others.astype(start.dtype)])
             return locate(log_density, key, starts, self._init_scale)
 
-        with handlers.block():
+        with handlers.block(), explained(type(self).__name__):
             found = search(start, *split_arguments(args, kwargs))
         if not isinstance(found.elbo, jax.core.Tracer) and not jnp.isfinite(found.elbo):
             raise ValueError(
@@ -320,6 +357,8 @@ class AutoFlow(AutoContinuous):
             event_dim = self.prototype_trace[name]["fn"].event_dim
             delta = Delta(value, log_density=-log_det, event_dim=event_dim)
             result[name] = numpyro.sample(name, delta)
+        if self._traced:
+            self._forget_tracers()
         return result
 
     def _check_ready(self, params: dict[str, Any] | None = None) -> None:
@@ -380,8 +419,17 @@ class AutoFlow(AutoContinuous):
         batch = latent_sample.shape[:-1]
         unpack = super()._unpack_and_constrain
         windings = self.get_windings(params)
+        follow = any(site["type"] == "deterministic" for site in self.prototype_trace.values())
+        if follow and self._postprocess_fn is None:
+            raise ValueError(
+                "This guide was set up under `jax.jit`, where it cannot keep the arguments that "
+                "the model's deterministic sites may need. Call `svi.init(key, *args)` once "
+                "outside `jit`."
+            )
 
         def one(latent: Array) -> dict[str, Array]:
+            if not follow:
+                return self._constrained(latent, windings)[0]
             if windings:  # NumPyro expects its own point on the line for an angle
                 points = self._unpack_latent(latent)
                 for name, winding in windings.items():

@@ -8,8 +8,6 @@ r(k \mid \theta)`, smooth where p is periodic. Marginally :math:`\theta` keeps i
 r is, and so do evidence and importance weights (an auxiliary variable: Agakov & Barber, 2004).
 """
 
-import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,14 +66,6 @@ def _wrapped(angle: Array) -> Array:
     """The angle in [-pi, pi]; rounding may not leave the support."""
     turned = angle - 2 * jnp.pi * jnp.round(angle / (2 * jnp.pi))
     return jnp.clip(turned, -jnp.pi, jnp.pi)
-
-
-@contextlib.contextmanager
-def uncut_circles() -> Iterator[None]:
-    """Without NumPyro's warning that its own map cuts the circle: `Winding` does not."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*poorly handles circular", UserWarning)
-        yield
 
 
 def is_circular(support: Constraint) -> bool:
