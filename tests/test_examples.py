@@ -36,3 +36,11 @@ def test_two_moons(tmp_path):
         assert "No reference draws found" in text
         pytest.skip("the reference draws of sbibm are not here: set NUMPYRO_FLOWS_DATA")
     assert float(score[1]) <= 0.58
+
+
+@pytest.mark.slow
+def test_posterior_as_prior(tmp_path):
+    text = run_example("posterior_as_prior", tmp_path)
+    assert float(re.search(r"largest difference of a mean ([\d.]+) sd", text)[1]) < 0.3
+    ratios = re.search(r"ratios of sds (.*)", text)[1].split(", ")
+    assert all(0.8 < float(ratio) < 1.25 for ratio in ratios)

@@ -51,20 +51,38 @@ def test_finds_an_ill_conditioned_normal(dim):
     assert abs(found.elbo) < 0.05  # the log evidence is 0
 
 
-def test_low_rank_in_many_dimensions():
-    """Beyond 128 dimensions the covariance is diagonal plus low rank: here it can be exact."""
-    dim = 200
-    scales = jnp.geomspace(0.1, 10.0, dim)
+@pytest.mark.parametrize("dim", [200, pytest.param(5000, marks=pytest.mark.slow)])
+def test_many_dimensions_of_unlike_scales(dim):
+    """Scales from 0.01 to 100, and one direction that an observation holds: diagonal + rank 1."""
+    scales = jnp.geomspace(0.01, 100.0, dim)
+    weights = np.random.default_rng(0).normal(size=dim) / dim**0.5
 
     def log_density(x):
-        return dist.Normal(jnp.arange(dim) / 10, scales).log_prob(x).sum()
+        u = x / scales - jnp.arange(dim) / 10
+        return dist.Normal(0, 1).log_prob(u).sum() + dist.Normal(u @ weights, 0.1).log_prob(2.0)
 
     starts = jnp.zeros((2, dim))
     found = jax.jit(lambda key: locate(log_density, key, starts, 0.1))(KEY)
     assert found.affine.core.value.shape == (2 * HISTORY, 2 * HISTORY)
-    mean, covariance = moments(found.affine)
-    assert np.abs((mean - np.arange(dim) / 10) / scales).max() < 1.0
-    assert np.abs(np.log(np.sqrt(np.diag(covariance)) / scales)).max() < 1.0
+    # In the coordinates u: precision I + 100 w w'.
+    square = weights @ weights
+    mean = np.arange(dim) / 10 + 2.0 * weights / (square + 0.01)
+    sd = np.sqrt(1 - weights**2 / (square + 0.01))
+    assert np.abs((found.affine.loc.value / scales - mean) / sd).max() < 0.5
+    along = weights @ (found.affine.loc.value / scales - np.arange(dim) / 10)
+    assert abs(along - 2.0) < 0.2
+    got_sd = found.affine.standard_deviation / scales
+    assert np.abs(np.log(got_sd / sd)).max() < 1.0
+    assert np.abs(np.log(got_sd / sd)).mean() < 0.2
+
+
+def test_standard_deviation_of_an_affine_map():
+    rng = np.random.default_rng(0)
+    frame, _ = np.linalg.qr(rng.normal(size=(5, 2)))
+    core = np.array([[0.5, 0.0], [0.3, 2.0]])
+    affine = nf.FixedAffine(jnp.ones(5), jnp.arange(1.0, 6.0), jnp.array(frame), jnp.array(core))
+    _, covariance = moments(affine)
+    np.testing.assert_allclose(affine.standard_deviation**2, np.diag(covariance), rtol=1e-5)
 
 
 def test_a_funnel_is_not_located_at_its_mode():

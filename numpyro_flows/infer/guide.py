@@ -149,6 +149,8 @@ class AutoFlow(AutoContinuous):
         self._init_scale = init_scale
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
+    # Compiled as one: run bit by bit, the recipe's many small programs take seconds.
+    @functools.partial(jax.jit, static_argnums=0)
     def _build(self, key: Array) -> tuple[Any, Any]:
         dim = self.latent_dim
         flow = self._recipe(key, dim)

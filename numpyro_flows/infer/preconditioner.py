@@ -8,7 +8,8 @@ standard normal u among three kinds of candidates:
 - the start itself, with a small spread;
 - the points along several L-BFGS paths, each with the inverse Hessian that L-BFGS knows there
   (Pathfinder: Zhang, Carpenter, Gelman & Vehtari, 2022, arXiv:2108.03782). The ELBO, not the
-  density, picks the point: on a funnel the mode is far from the mass;
+  density, picks the point: on a funnel the mode is far from the mass. In many dimensions a path
+  runs in coordinates scaled by a rough diagonal of the Hessian;
 - the best of these after a short Gaussian variational fit in its own coordinates.
 
 Only first derivatives of the log density are taken, in reverse mode.
@@ -17,6 +18,7 @@ Only first derivatives of the log density are taken, in reverse mode.
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +35,34 @@ HISTORY = 20
 BATCH = 32
 #: Largest dimension in which the Gaussian fit has a full covariance.
 FULL = 128
+
+
+def _rough_scale(
+    log_density: LogDensity,
+    key: Array,
+    start: Array,
+    init_scale: float,
+    num_rounds: int = 8,
+    num_probes: int = 16,
+) -> Array:
+    r"""Rough scales :math:`|\mathrm{diag}\, H|^{-1/2}` around a point, shape ``(dim,)``.
+
+    Hutchinson's estimate of the diagonal (Bekas, Kokiopoulou & Saad, 2007) from differences of
+    gradients at :math:`x \pm s \odot z`, z random signs. What the other coordinates add in noise
+    falls with their own scales, so each round probes with the scales of the last.
+    """
+
+    def one_round(scale: Array, key: Array) -> tuple[Array, None]:
+        z = jax.random.rademacher(key, (num_probes, len(start)), start.dtype)
+        gradient = jax.vmap(jax.grad(log_density))
+        difference = gradient(start + scale * z) - gradient(start - scale * z)
+        curvature = jnp.abs((difference * z).mean(0)) / (2 * scale)
+        after = jax.lax.rsqrt(jnp.maximum(curvature, jnp.finfo(start.dtype).tiny))
+        after = jnp.clip(after, scale / 10, 10 * scale)
+        return jnp.where(jnp.isfinite(curvature), after, scale / 10), None
+
+    scale = jnp.full_like(start, init_scale)
+    return jax.lax.scan(one_round, scale, jax.random.split(key, num_rounds))[0]
 
 
 class _Path(NamedTuple):
@@ -255,6 +285,7 @@ def locate(
     dim = starts.shape[1]
     rank = min(dim, 2 * HISTORY)
     few_key, many_key, *fit_keys = jax.random.split(key, 4)
+    wide = dim > FULL
 
     def judge(affines: FixedAffine, key: Array, n: int) -> Array:
         noise = jax.random.normal(key, (n, dim), starts.dtype)
@@ -267,10 +298,23 @@ def locate(
         frame = jnp.eye(dim, rank, dtype=starts.dtype)
         return FixedAffine(start, init_scale, frame, jnp.eye(rank, dtype=starts.dtype))
 
-    def along(start: Array) -> FixedAffine:
-        return _path_gaussians(_lbfgs_path(log_density, start, num_path_steps))
+    def along(start: Array, key: Array) -> FixedAffine:
+        if not wide:
+            return _path_gaussians(_lbfgs_path(log_density, start, num_path_steps))
+        # HISTORY pairs of a path cannot hold as many scales as there are coordinates.
+        unit = _rough_scale(log_density, key, start, init_scale)
+        path = _lbfgs_path(lambda v: log_density(start + unit * v), 0 * start, num_path_steps)
+        affines = _path_gaussians(path)
+        return eqx.tree_at(
+            lambda affine: (affine.loc.value, affine.scale.value),
+            affines,
+            (start + unit * affines.loc.value, unit * affines.scale.value),
+        )
 
-    pathed = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.vmap(along)(starts))
+    path_keys = jax.random.split(jax.random.fold_in(key, 1), len(starts))
+    pathed = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.vmap(along)(starts, path_keys)
+    )
     rough = _concatenate(jax.vmap(begin)(starts), pathed)
     elbos = judge(rough, few_key, num_particles // 2)
     # The end of a path may be worthless, and the start far off: the best of each is fitted.
@@ -280,7 +324,7 @@ def locate(
     fitted = jax.vmap(
         lambda key, affine: _fit(log_density, key, affine, num_fit_steps, num_particles)
     )(jnp.stack(fit_keys), kinds)
-    if dim <= FULL:
+    if not wide:
         identity = jnp.eye(dim, dtype=starts.dtype)
         kinds = jax.vmap(lambda affine: _triangular(affine, identity))(kinds)
     candidates = _concatenate(kinds, fitted)
