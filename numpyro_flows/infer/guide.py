@@ -62,6 +62,27 @@ def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistributio
     return realnvp(key, dim, depth=16, hidden=(32, 32), activation="gelu", context_dim=context_dim)
 
 
+# Compiled as one: run bit by bit, a recipe's many small programs take seconds.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tuple[Any, Any]:
+    """The recipe's flow with a trainable affine map behind it, parted for training."""
+    flow = recipe(key, dim)
+    if not isinstance(flow, FlowDistribution):
+        raise TypeError(
+            f"flow: expected a recipe that returns a FlowDistribution, got one that returns "
+            f"{type(flow).__name__}."
+        )
+    shape_fits = flow.event_shape == (dim,) and not flow.batch_shape
+    if not shape_fits or flow.context_dim or not is_real(flow.support):
+        raise ValueError(
+            f"flow: expected an unconditional flow over real vectors of size {dim}, got {flow} "
+            f"with support {flow.support}. The guide works in the unconstrained space and applies "
+            "the sites' supports itself."
+        )
+    affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
+    return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
+
+
 def _is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
@@ -86,10 +107,10 @@ class AutoFlow(AutoContinuous):
     with the winding number as an auxiliary variable (``infer/supports.py``).
 
     :param model: a NumPyro model with continuous latent sites.
-    :param flow: a recipe, or any ``key, dim -> FlowDistribution`` onto the real vectors; settings
-        enter by ``functools.partial(nf.realnvp, depth=4)``. The guide samples from it, so a
-        recipe with a choice of direction (``inverse``) is asked for fast sampling, unless the
-        settings say otherwise, and ``nf.iaf`` serves better than ``nf.maf``.
+    :param flow: a recipe, or any ``key, dim -> FlowDistribution`` onto the real vectors that runs
+        under ``jit``; settings enter by ``functools.partial(nf.realnvp, depth=4)``. The guide
+        samples from it, so a recipe with a choice of direction (``inverse``) is asked for fast
+        sampling, unless the settings say otherwise, and ``nf.iaf`` serves better than ``nf.maf``.
     :param prefix: prefix of the guide's parameter sites ``prefix_flow$params`` and
         ``prefix_preconditioner``.
     :param init: ``"auto"``, or ``"location"`` for the plain start of ``AutoDiagonalNormal``: P
@@ -144,34 +165,12 @@ class AutoFlow(AutoContinuous):
             raise ValueError(f"init_scale: expected a positive number, got {init_scale}.")
         if init not in ("auto", "location"):
             raise ValueError(f"init: expected 'auto' or 'location', got {init!r}.")
-        self._recipe = sampling_side(flow)
+        recipe = sampling_side(flow)
+        # `_build` is compiled for a recipe, and a partial can be hashed whatever it holds.
+        self._recipe = recipe if inspect.isfunction(recipe) else functools.partial(recipe)
         self._init = init
         self._init_scale = init_scale
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
-
-    # Compiled as one: run bit by bit, the recipe's many small programs take seconds.
-    @functools.partial(jax.jit, static_argnums=0)
-    def _build(self, key: Array) -> tuple[Any, Any]:
-        dim = self.latent_dim
-        flow = self._recipe(key, dim)
-        if not isinstance(flow, FlowDistribution):
-            raise TypeError(
-                f"flow: expected a recipe that returns a FlowDistribution, got one that returns "
-                f"{type(flow).__name__}."
-            )
-        if (
-            flow.event_shape != (self.latent_dim,)
-            or flow.batch_shape
-            or flow.context_dim
-            or not is_real(flow.support)
-        ):
-            raise ValueError(
-                f"flow: expected an unconditional flow over real vectors of size "
-                f"{self.latent_dim}, got {flow} with support {flow.support}. The guide works in "
-                "the unconstrained space and applies the sites' supports itself."
-            )
-        affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
-        return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
@@ -193,7 +192,7 @@ class AutoFlow(AutoContinuous):
         self._check_supports(args, kwargs)
         # Set-up may happen under `jit`; what the guide keeps must not be a tracer.
         with jax.ensure_compile_time_eval():
-            _, self._rest = self._build(jax.random.key(0))
+            _, self._rest = _build(self._recipe, self.latent_dim, jax.random.key(0))
         self._traced = _is_traced((self._init_latent, args, kwargs))
 
     def _forget_tracers(self) -> None:
@@ -331,7 +330,9 @@ class AutoFlow(AutoContinuous):
         return found.affine
 
     def _get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
-        params = numpyro.param(f"{self.prefix}_flow$params", lambda key: self._build(key)[0])
+        params = numpyro.param(
+            f"{self.prefix}_flow$params", lambda key: _build(self._recipe, self.latent_dim, key)[0]
+        )
         flow = combine(params, self._rest)
         affine = numpyro.param(
             f"{self.prefix}_preconditioner", lambda key: self._precondition(key, args, kwargs)
