@@ -24,6 +24,7 @@ from .initialization import initialize
 from .recipes import (
     autoregressive_flow,
     bnaf,
+    cnf,
     coupling_flow,
     iaf,
     maf,
@@ -42,6 +43,7 @@ from .transforms import (
     ActNorm,
     BlockAutoregressive,
     Chain,
+    Continuous,
     Coupling,
     DiagonalScale,
     Elementwise,
@@ -77,6 +79,7 @@ __all__ = [
     "iaf",
     "nsf_ar",
     "bnaf",
+    "cnf",
     "coupling_flow",
     "autoregressive_flow",
     # the flow and its parts
@@ -93,6 +96,7 @@ __all__ = [
     "Sylvester",
     "Ridge",
     "Radial",
+    "Continuous",
     "Elementwise",
     "DiagonalScale",
     "TriangularAffine",

@@ -16,7 +16,7 @@ from numpyro.distributions.util import validate_sample
 
 from .checks import check_context, check_event_shape, check_float, check_key, is_real
 from .transform import Conditioned, Embedded, Fixed, FlowTransform
-from .transforms import NumPyroTransform, Stacked
+from .transforms import NumPyroTransform, Stacked, is_estimate
 
 
 class FlowDistribution(TransformedDistribution):
@@ -98,10 +98,11 @@ class FlowDistribution(TransformedDistribution):
 
     def __repr__(self) -> str:
         context = f", context_dim={self.context_dim}" if self.context_dim else ""
+        estimate = ", log_prob=estimate" if is_estimate(self.transform) else ""
         return (
             f"FlowDistribution({type(self.base_dist).__name__} -> "
             f"{type(self.transform).__name__}, batch_shape={self.batch_shape}, "
-            f"event_shape={self.event_shape}{context})"
+            f"event_shape={self.event_shape}{context}{estimate})"
         )
 
     def condition(self, context: Any) -> "FlowDistribution":

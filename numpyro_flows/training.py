@@ -25,7 +25,7 @@ from .circular import angles
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .files import written_whole
 from .transform import Conditioned, Embedded, FlowTransform
-from .transforms import Chain, NumPyroTransform, Standardized
+from .transforms import Chain, NumPyroTransform, Standardized, for_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,8 @@ def fit(
     last partial one included), one jitted scan per epoch. After each epoch the validation rows
     are scored; training stops when ``patience`` epochs brought no improvement, and the best
     parameters are returned. Steps with a non-finite loss, gradient or update change nothing and
-    are counted.
+    are counted. Continuous flows train with probes drawn anew for each row and step, and with their
+    penalties, which the losses of the steps contain and those of the validation rows do not.
 
     Data and context are standardised (mean 0, scale 1 per coordinate, in the unconstrained space
     if the flow has a support; angles are left alone) and the standardisation becomes part of the
@@ -214,7 +215,7 @@ def fit(
         while (epoch := len(train_losses) + 1) <= max_epochs and epoch - 1 - best_epoch < patience:
             order = np.random.default_rng([*seed, epoch]).permutation(num_train)
             params, opt_state, loss, skipped, steps_taken = run_epoch(
-                params, rest, opt_state, train, order
+                params, rest, opt_state, train, order, jax.random.fold_in(key, epoch)
             )
             num_skipped += int(skipped)
             if int(skipped) == int(steps_taken):
@@ -485,9 +486,8 @@ def _whiten(
     return jax.tree.map(cast, arrays), numbers, log_det
 
 
-def _losses(params: Any, rest: Any, batch: dict[str, Array]) -> Array:
+def _losses(flow: FlowDistribution, batch: dict[str, Array]) -> Array:
     """Weighted negative log-likelihood of each row."""
-    flow = combine(params, rest)
     if "context" in batch:
         flow = flow.condition(batch["context"])
     return -batch["weights"] * flow.log_prob(batch["x"])
@@ -509,7 +509,7 @@ def _score(params: Any, rest: Any, data: dict[str, Array], *, batch_size: int) -
 
     def step(total, batch):
         index, is_row = batch
-        losses = _losses(params, rest, jax.tree.map(lambda a: a[index], data))
+        losses = _losses(combine(params, rest), jax.tree.map(lambda a: a[index], data))
         return total + jnp.where(is_row, losses, 0.0).sum(), None
 
     n = len(data["x"])
@@ -524,6 +524,7 @@ def _run_epoch(
     opt_state: Any,
     data: dict[str, Array],
     order: Array,
+    key: Array,
     *,
     optimizer,
     batch_size: int,
@@ -532,11 +533,12 @@ def _run_epoch(
 
     def step(carry, batch):
         params, opt_state, total, weight, skipped = carry
-        index, is_row = batch
+        (index, is_row), step_key = batch
         rows = jax.tree.map(lambda a: a[index], data)
 
         def mean_loss(params):
-            return jnp.where(is_row, _losses(params, rest, rows), 0.0).sum() / is_row.sum()
+            flow = for_training(combine(params, rest), step_key, len(index))
+            return jnp.where(is_row, _losses(flow, rows), 0.0).sum() / is_row.sum()
 
         loss, grads = jax.value_and_grad(mean_loss)(params)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
@@ -554,8 +556,10 @@ def _run_epoch(
     batches = _batches(order, min(batch_size, len(order)))
     zero = jnp.zeros(())
     start = (params, opt_state, zero, zero, jnp.zeros((), int))
-    (params, opt_state, total, weight, skipped), _ = jax.lax.scan(step, start, batches)
-    return params, opt_state, total / weight, skipped, jnp.asarray(len(batches[0]))
+    steps = len(batches[0])
+    state, _ = jax.lax.scan(step, start, (batches, jax.random.split(key, steps)))
+    params, opt_state, total, weight, skipped = state
+    return params, opt_state, total / weight, skipped, jnp.asarray(steps)
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:

@@ -80,6 +80,14 @@ def glow_like(dim):
     return shake(nf.Scan(layers, [range(dim)[::-1]] * 3), jax.random.key(1))
 
 
+def continuous(dim, context_dim=0, **config):
+    exact = 1e-10 if jax.config.jax_enable_x64 else 1e-6
+    field = nf.nn.ConcatSquash(jax.random.key(0), dim, hidden=(8,), context_size=context_dim)
+    config = {"rtol": exact, "atol": exact, **config}
+    made = nf.Continuous(jax.random.key(1), dim, field, context_dim=context_dim, **config)
+    return shake(made, jax.random.key(1))
+
+
 # class -> {label: () -> (transform, x, context)}
 CASES = {
     nf.Coupling: {
@@ -293,6 +301,10 @@ CASES = {
             points(2),
             10 + 5 * points(1, seed=3),
         ),
+    },
+    nf.Continuous: {
+        "exact": lambda: (continuous(3), points(3), None),
+        "context": lambda: (continuous(2, context_dim=2), points(2), points(2, seed=3)),
     },
     nf.FixedAffine: {
         "low rank": lambda: (

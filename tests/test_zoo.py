@@ -28,6 +28,7 @@ RECIPES = {
     "iaf": partial(nf.iaf, **NARROW),
     "nsf_ar": partial(nf.nsf_ar, **NARROW, num_bins=4),
     "bnaf": partial(nf.bnaf, depth=1, hidden_factors=(4,), hidden=(8,)),
+    "cnf": partial(nf.cnf, hidden=(8,)),
 }
 
 

@@ -17,7 +17,7 @@ from numpyro.infer.initialization import init_to_median
 from ..checks import check_key, check_size, is_real
 from ..distribution import FlowDistribution, combine, partition
 from .density import check_set_up, latent_of, unblocked
-from .guide import guide_flow, sampling_side, site_key
+from .guide import check_exact, for_guide, guide_flow, site_key
 from .setup import explained
 from .supports import Winding, constrain, is_circular
 
@@ -76,7 +76,7 @@ class AmortizedFlow(AutoGuide):
                 raise TypeError(f"{name}: expected something to call, got {value!r}.")
         self._encoder = encoder
         self._context_dim = check_size("context_dim", context_dim)
-        self._recipe = sampling_side(flow)
+        self._recipe = for_guide(flow)
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
 
     def _build(self, key: Array) -> tuple[Any, Any]:
@@ -85,6 +85,7 @@ class AmortizedFlow(AutoGuide):
             raise ValueError(
                 f"flow: expected a flow over real vectors of size {self._local_dim}, got {flow}."
             )
+        check_exact(flow)
         return partition(flow)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:

@@ -4,7 +4,7 @@ import functools
 import inspect
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +22,40 @@ from ..distribution import FlowDistribution, combine, partition
 from ..elementwise import DeepSigmoid
 from ..recipes import coupling_flow, realnvp
 from ..transform import FlowTransform
-from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
+from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine, is_estimate
 from .arguments import Static, join_arguments, split_arguments
 from .density import log_joint
 from .preconditioner import FULL, Located, locate
 from .setup import explained
 from .supports import Winding, constrain, is_circular
 
+# What a guide asks of a recipe that leaves it open: fast sampling, a density to weigh by, and no
+# exception where a step of training can be skipped.
+_OF_A_GUIDE: Final = {"inverse": False, "trace": "exact", "throw": False}
 
-def sampling_side(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
-    """The recipe with the direction in which sampling is fast, where that was left open."""
+
+def for_guide(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
+    """The recipe with what a guide needs, where the recipe has a choice and it was left open."""
     try:
-        has_choice = "inverse" in inspect.signature(recipe).parameters
+        choices = inspect.signature(recipe).parameters
     except (TypeError, ValueError):  # some callables tell no signature
         return recipe
-    said = isinstance(recipe, functools.partial) and "inverse" in recipe.keywords
-    return functools.partial(recipe, inverse=False) if has_choice and not said else recipe
+    said = recipe.keywords if isinstance(recipe, functools.partial) else {}
+    settings = {k: v for k, v in _OF_A_GUIDE.items() if k in choices and k not in said}
+    return functools.partial(recipe, **settings) if settings else recipe
+
+
+def check_exact(flow: FlowDistribution) -> None:
+    """Refuse a flow whose log density is an estimate.
+
+    :raises ValueError: if it is.
+    """
+    if is_estimate(flow.transform):
+        raise ValueError(
+            "flow: expected an exact log density, got the estimate of a stochastic trace, with "
+            "which neither ELBO nor importance weights nor neural transport would be right. Build "
+            "it with `trace='exact'`."
+        )
 
 
 def site_key(key: Array, prefix: str) -> Array:
@@ -79,6 +97,7 @@ def _build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tup
             f"with support {flow.support}. The guide works in the unconstrained space and applies "
             "the sites' supports itself."
         )
+    check_exact(flow)
     affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
     return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
 
@@ -110,7 +129,8 @@ class AutoFlow(AutoContinuous):
     :param flow: a recipe, or any ``key, dim -> FlowDistribution`` onto the real vectors that runs
         under ``jit``; settings enter by ``functools.partial(nf.realnvp, depth=4)``. The guide
         samples from it, so a recipe with a choice of direction (``inverse``) is asked for fast
-        sampling, unless the settings say otherwise, and ``nf.iaf`` serves better than ``nf.maf``.
+        sampling, and one with a choice of ``trace`` for the exact one, unless the settings say
+        otherwise; ``nf.iaf`` serves better than ``nf.maf``.
     :param prefix: prefix of the guide's parameter sites ``prefix_flow$params`` and
         ``prefix_preconditioner``.
     :param init: ``"auto"``, or ``"location"`` for the plain start of ``AutoDiagonalNormal``: P
@@ -165,7 +185,7 @@ class AutoFlow(AutoContinuous):
             raise ValueError(f"init_scale: expected a positive number, got {init_scale}.")
         if init not in ("auto", "location"):
             raise ValueError(f"init: expected 'auto' or 'location', got {init!r}.")
-        recipe = sampling_side(flow)
+        recipe = for_guide(flow)
         # `_build` is compiled for a recipe, and a partial can be hashed whatever it holds.
         self._recipe = recipe if inspect.isfunction(recipe) else functools.partial(recipe)
         self._init = init

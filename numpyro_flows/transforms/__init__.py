@@ -3,6 +3,7 @@
 from .autoregressive import MaskedAutoregressive
 from .bnaf import BlockAutoregressive
 from .compose import Chain, Scan, Stacked
+from .continuous import Continuous, for_training, is_estimate
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .fixed import FixedAffine, NumPyroTransform, Standardized
@@ -22,6 +23,7 @@ __all__ = [
     "ActNorm",
     "BlockAutoregressive",
     "Chain",
+    "Continuous",
     "Coupling",
     "DiagonalScale",
     "Elementwise",
@@ -40,4 +42,6 @@ __all__ = [
     "Standardized",
     "Sylvester",
     "TriangularAffine",
+    "for_training",
+    "is_estimate",
 ]

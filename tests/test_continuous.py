@@ -1,0 +1,396 @@
+"""Continuous flows: judged by matrix exponentials, quadrature and finite differences."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from cases import points, shake
+from jax.scipy.linalg import expm
+
+import numpyro_flows as nf
+from numpyro_flows.transforms import for_training, is_estimate
+
+KEY = jax.random.key(0)
+A = np.array([[0.3, -1.0], [0.5, -0.2]])
+
+
+class Linear(eqx.Module):
+    """A field whose flow is a matrix exponential."""
+
+    matrix: jax.Array
+
+    def __call__(self, t, z, context):
+        return self.matrix @ z
+
+
+def linear(**config):
+    return nf.Continuous(KEY, 2, Linear(jnp.array(A)), **config)
+
+
+def network(dim, context_dim=0, **config):
+    field = nf.nn.ConcatSquash(KEY, dim, hidden=(8,), context_size=context_dim)
+    made = nf.Continuous(KEY, dim, field, context_dim=context_dim, **config)
+    return shake(made, jax.random.key(1), 0.5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"per_row": True},
+        {"solver": "Dopri8"},
+        {"num_steps": 200, "rtol": 1.0},
+        {"adjoint": "direct", "max_steps": 64},
+        {"adjoint": "backsolve"},
+    ],
+    ids=str,
+)
+def test_a_linear_field_is_a_matrix_exponential(config, x64):
+    t = linear(**{"rtol": 1e-9, "atol": 1e-9, "end_time": 1.5, **config})
+    x, matrix = points(2), np.asarray(expm(1.5 * A))
+    y, log_det = t.forward_and_log_det(x)
+    np.testing.assert_allclose(y, x @ matrix.T, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(log_det, 1.5 * np.trace(A), rtol=0, atol=1e-6)
+    back, log_det = t.inverse_and_log_det(x @ matrix.T)
+    np.testing.assert_allclose(back, x, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(log_det, -1.5 * np.trace(A), rtol=0, atol=1e-6)
+
+
+def test_a_field_that_depends_on_time_and_context(x64):
+    """dz/dt = c cos(t) z has z(T) = x exp(c sin T)."""
+
+    def field(t, z, context):
+        return context[0] * jnp.cos(t) * z
+
+    t = nf.Continuous(KEY, 3, field, context_dim=1, end_time=2.0, rtol=1e-9, atol=1e-9)
+    x, context = points(3), points(1, seed=3)
+    y, log_det = t.forward_and_log_det(x, context)
+    np.testing.assert_allclose(y, x * np.exp(context * np.sin(2.0)), atol=1e-6)
+    np.testing.assert_allclose(log_det, 3 * context[:, 0] * np.sin(2.0), atol=1e-6)
+    back, _ = t.inverse_and_log_det(y, context)
+    np.testing.assert_allclose(back, x, atol=1e-6)
+
+
+def test_default_tolerances_in_float32():
+    t = network(3)
+    x = points(3, 500)
+    y, log_det = t.forward_and_log_det(x)
+    back, inverse_log_det = t.inverse_and_log_det(y)
+    np.testing.assert_allclose(back, x, atol=1e-3)
+    np.testing.assert_allclose(log_det, -inverse_log_det, atol=1e-3)
+
+
+def test_rows_do_not_depend_on_their_batch():
+    x = points(2) * jnp.array([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])[:, None]
+    t = network(2, context_dim=1, per_row=True)
+    context = points(1, seed=3)
+    y, log_det = t.forward_and_log_det(x, context)
+    one, one_log_det = t.forward_and_log_det(x[2], context[2])
+    np.testing.assert_allclose(y[2], one, rtol=1e-6)
+    np.testing.assert_allclose(log_det[2], one_log_det, rtol=1e-5, atol=1e-6)
+    # With common steps they do, to the tolerance.
+    common, _ = network(2, context_dim=1).forward_and_log_det(x, context)
+    np.testing.assert_allclose(common, y, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("adjoint", ["checkpoint", "backsolve", "direct"])
+def test_gradients_of_each_adjoint(adjoint, x64):
+    """Of value, context and every parameter, against central differences."""
+    tight = {"rtol": 1e-9, "atol": 1e-9, "max_steps": 256}
+    params, rest = nf.partition(network(2, context_dim=1, adjoint=adjoint, **tight))
+
+    @jax.jit
+    def loss(args):
+        params, y, context = args
+        x, log_det = nf.combine(params, rest).inverse_and_log_det(y, context)
+        return (x * jnp.array([1.0, -2.0])).sum() + (log_det**2).sum()
+
+    args = (params, points(2, 3), points(1, 3, seed=4))
+    grads = jax.jit(jax.grad(loss))(args)
+    rng = np.random.default_rng(0)
+    step = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), args)
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True)
+    expected = sum((grad * d).sum() for grad, d in pairs)
+
+    def moved(h):
+        return loss(jax.tree.map(lambda a, d: a + h * d, args, step))
+
+    h = 1e-5
+    np.testing.assert_allclose((moved(h) - moved(-h)) / (2 * h), expected, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def estimates():
+    """4,096 estimates with each kind of noise, and the exact log-determinant beside them."""
+    made = {}
+    for noise in ("rademacher", "gaussian"):
+        # The same steps for all, so that nothing but the trace differs.
+        t = network(4, noise=noise, trace="hutchinson", num_steps=8)
+
+        def one(key, t=t):
+            return t.with_probe(key).forward_and_log_det(points(4, 1))[1][0]
+
+        keys = jax.random.split(jax.random.key(5), 4096)
+        made[noise] = np.asarray(jax.jit(jax.vmap(one))(keys), float)
+    return made, float(t.with_trace("exact").forward_and_log_det(points(4, 1))[1][0])
+
+
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
+def test_hutchinson_is_unbiased(estimates, noise):
+    draws, exact = estimates[0][noise], estimates[1]
+    assert draws.std() > 1e-3
+    assert abs(draws.mean() - exact) < 3 * draws.std() / 64
+
+
+def test_rademacher_has_the_smaller_variance(estimates):
+    assert estimates[0]["rademacher"].var() <= estimates[0]["gaussian"].var()
+
+
+def test_the_probe_is_the_transforms_own():
+    t = network(4, trace="hutchinson", num_probes=3)
+    x = points(4)
+    assert t.probes.value.shape == (3, 4)
+    log_det = t.forward_and_log_det(x)[1]
+    np.testing.assert_array_equal(log_det, t.forward_and_log_det(x)[1])
+    np.testing.assert_allclose(log_det[:2], t.forward_and_log_det(x[:2])[1], atol=1e-4)
+    other = t.with_probe(jax.random.key(9))
+    assert jnp.abs(log_det - other.forward_and_log_det(x)[1]).max() > 1e-4
+    # It is no parameter.
+    params, _ = nf.partition(t)
+    assert params.probes is None or not jax.tree.leaves(params.probes)
+    np.testing.assert_array_equal(t.probes.value, network(4, num_probes=3).probes.value)
+
+
+def test_an_estimate_says_so():
+    assert nf.Continuous(KEY, 16, lambda t, z, c: -z).trace == "exact"
+    assert nf.Continuous(KEY, 17, lambda t, z, c: -z).trace == "hutchinson"
+    flow = nf.cnf(KEY, 2, hidden=(4,), trace="hutchinson")
+    assert "estimate" in repr(flow)
+    assert "estimate" in repr(flow.transform)
+    assert is_estimate(flow)
+    assert not is_estimate(nf.cnf(KEY, 2, hidden=(4,)))
+    exact = flow.transform.with_trace("exact")
+    assert "estimate" not in repr(exact)
+    assert not is_estimate(nf.Chain([exact]))
+
+
+def test_evaluations_are_counted():
+    """Against a field that counts its own calls."""
+    calls = []
+
+    def field(t, z, context):
+        jax.debug.callback(lambda _: calls.append(1), t)
+        return -z + jnp.sin(3 * z)
+
+    x = points(2, 1)
+    for config in ({}, {"num_steps": 5}, {"solver": "Bosh3"}, {"rtol": 1e-3, "solver": "Dopri5"}):
+        t = nf.Continuous(KEY, 2, field, **config)
+        calls.clear()
+        stats = jax.block_until_ready(t.statistics(x, inverse=False))
+        jax.effects_barrier()
+        assert stats["num_evaluations"] == len(calls), config
+        assert stats["num_steps"] == stats["num_accepted_steps"] + stats["num_rejected_steps"]
+
+
+def test_statistics_of_each_row():
+    stats = network(2, per_row=True).statistics(points(2, 5))
+    assert stats["num_evaluations"].shape == (5,)
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_penalties_of_training(forward, x64):
+    """For a linear field their integrals are known: quadrature of matrix exponentials."""
+    config = {"rtol": 1e-9, "atol": 1e-9, "kinetic_penalty": 0.3, "jacobian_penalty": 0.2}
+    t = linear(**config, trace="exact")
+    trained = for_training(t, jax.random.key(7), 6)
+    x = points(2)
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    kinetic = np.zeros(len(x))
+    for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        time = node if forward else -node
+        velocity = x @ np.asarray(expm(time * A)).T @ A.T
+        kinetic += weight * (velocity**2).sum(1)
+    expected = 0.3 * kinetic + 0.2 * (A**2).sum()
+    step = "forward_and_log_det" if forward else "inverse_and_log_det"
+    value, log_det = getattr(t, step)(x)
+    trained_value, with_penalty = getattr(trained, step)(x)
+    np.testing.assert_allclose(trained_value, value, atol=1e-7)
+    np.testing.assert_allclose(log_det - with_penalty, expected, atol=1e-6)
+
+
+def test_a_step_of_training_has_a_probe_for_each_row_and_another_end():
+    t = network(3, trace="hutchinson", num_probes=2, steer=0.5)
+    trained = for_training(nf.Chain([t]), jax.random.key(7), 6).parts[0]
+    assert trained.probes.value.shape == (2, 3, 6)
+    same = jnp.broadcast_to(points(3)[:1], (6, 3))
+    values, log_dets = trained.inverse_and_log_det(same)
+    np.testing.assert_allclose(values, jnp.broadcast_to(values[:1], (6, 3)), atol=1e-5)
+    assert np.ptp(np.asarray(log_dets)) > 1e-4
+    again = for_training(nf.Chain([t]), jax.random.key(8), 6).parts[0]
+    assert 0 < jnp.abs(trained.shift.value - again.shift.value) <= 1
+    assert jnp.abs(again.inverse_and_log_det(same)[0] - values).max() > 1e-4
+
+
+def test_solves_that_fail():
+    x = points(2)
+    with pytest.raises(RuntimeError, match="needed more than `max_steps`"):
+        jax.block_until_ready(linear(max_steps=2)(x))
+    for step in ("forward_and_log_det", "inverse_and_log_det"):
+        value, log_det = getattr(linear(max_steps=2, throw=False), step)(x)
+        assert jnp.isnan(value).all()
+        assert (log_det == -jnp.inf).all()
+    blows_up = nf.Continuous(KEY, 1, lambda t, z, c: z**2, num_steps=50)
+    with pytest.raises(RuntimeError, match="not finite"):
+        jax.block_until_ready(blows_up(jnp.array([50.0])))
+
+
+def test_fit_learns_a_density(x64):
+    """A correlated, skewed pair, whose entropy is known, by exact and by stochastic trace."""
+    z = np.random.default_rng(0).normal(size=(2000, 2))
+    x = np.stack([z[:, 0], 0.5 * z[:, 1] + 0.4 * z[:, 0] ** 2], axis=1)
+    entropy = 1 + np.log(2 * np.pi) + np.log(0.5)
+    for trace in ("exact", "hutchinson"):
+        flow = nf.cnf(KEY, 2, hidden=(16, 16), trace=trace, rtol=1e-3, atol=1e-3)
+        fitted = nf.fit(
+            KEY, flow, x, max_epochs=30, learning_rate=1e-2, batch_size=200, progress_bar=False
+        )
+        assert fitted.num_skipped == 0
+        standardized = fitted.flow.transform
+        exact = nf.FlowDistribution(
+            fitted.flow.base_dist,
+            eqx.tree_at(
+                lambda t: t.transform, standardized, standardized.transform.with_trace("exact")
+            ),
+        )
+        assert -float(exact.log_prob(jnp.asarray(x)).mean()) < entropy + 0.1
+
+
+def model(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 2).expand([2]).to_event(1))
+    numpyro.sample("y", dist.Normal(mu, 1.0).to_event(1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def guided():
+    y = jnp.array([1.0, -2.0])
+    guide = nf.AutoFlow(model, lambda key, dim, trace="exact": nf.cnf(key, dim, hidden=(8,)))
+    result = nf.fit_guide(KEY, guide, y, num_steps=100, num_particles=32, progress_bar=False)
+    return y, guide, result
+
+
+def test_a_guide_finds_a_conjugate_posterior(guided):
+    y, guide, result = guided
+    draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(20_000,))["mu"]
+    np.testing.assert_allclose(draws.mean(0), 0.8 * y, atol=0.04)
+    np.testing.assert_allclose(draws.std(0), 0.8**0.5, atol=0.04)
+    assert result.ess > 0.95
+
+
+def test_neutra_has_the_density_of_the_model(guided):
+    y, guide, result = guided
+    reparam = nf.NeuTraReparam(guide, result.params)
+    trace = numpyro.handlers.trace(
+        numpyro.handlers.seed(reparam.reparam(model), jax.random.key(3))
+    ).get_trace(y)
+    assert "mu" in trace
+    z = points(2, 3)
+    posterior = dist.Normal(0.8 * y, 0.8**0.5).to_event(1)
+    flow = guide.get_posterior(result.params)
+    for row in z:
+        draw, log_det = flow.transform.forward_and_log_det(row)
+        warped, _ = numpyro.infer.util.log_density(
+            reparam.reparam(model), (y,), {}, {"auto_shared_latent": row}
+        )
+        plain, _ = numpyro.infer.util.log_density(model, (y,), {}, {"mu": draw})
+        np.testing.assert_allclose(warped, plain + log_det, rtol=1e-3)
+        assert jnp.isfinite(posterior.log_prob(draw))
+
+
+def test_guides_refuse_estimates():
+    guide = nf.AutoFlow(model, lambda key, dim: nf.cnf(key, dim, trace="hutchinson"))
+    with pytest.raises(ValueError, match="exact log density, got the estimate"):
+        nf.fit_guide(KEY, guide, jnp.zeros(2), progress_bar=False)
+
+
+def test_guides_ask_for_the_exact_trace_in_every_dimension():
+    from numpyro_flows.infer.guide import for_guide
+
+    flow = for_guide(nf.cnf)(KEY, 20, hidden=(4,))
+    assert flow.transform.trace == "exact"
+    assert not flow.transform.throw
+
+
+def test_files_keep_a_flow(tmp_path):
+    flow = shake(nf.cnf(KEY, 2, hidden=(4,), trace="hutchinson"), jax.random.key(1))
+    nf.save(tmp_path / "flow", flow)
+    x = points(2)
+    np.testing.assert_array_equal(nf.load(tmp_path / "flow").log_prob(x), flow.log_prob(x))
+
+
+def test_a_field_of_ones_own():
+    module = eqx.nn.MLP(2, 2, 4, 1, activation=jnp.tanh, key=KEY)
+    t = nf.cnf(KEY, 2, field=lambda t, z, context: jnp.tanh(z)).transform
+    assert not jax.tree.leaves(nf.partition(t)[0].field)
+
+    class Field(eqx.Module):
+        net: eqx.nn.MLP
+
+        def __call__(self, t, z, context):
+            return self.net(z)
+
+    t = nf.cnf(KEY, 2, field=Field(module)).transform
+    x = points(2)
+    np.testing.assert_allclose(t.inv(jax.jit(t)(x)), x, atol=1e-4)
+    grads = jax.grad(lambda t: t(x).sum())(t)
+    weights = [leaf for leaf in jax.tree.leaves(grads.field) if leaf.ndim == 2]
+    assert len(weights) == 2
+    assert all(jnp.abs(weight).max() > 0 for weight in weights)
+
+
+def test_ensembles_and_supports():
+    from numpyro.distributions import constraints
+
+    keys = jax.random.split(KEY, 3)
+    flows = jax.vmap(lambda key: nf.cnf(key, 2, hidden=(4,), num_steps=4))(keys)
+    values = jax.vmap(lambda flow: flow.log_prob(points(2)))(flows)
+    assert values.shape == (3, 6)
+    flow = nf.cnf(KEY, 2, hidden=(4,), support=constraints.positive)
+    expected = dist.LogNormal(0, 1).log_prob(jnp.array([0.5, 2.0])).sum()
+    np.testing.assert_allclose(flow.log_prob(jnp.array([0.5, 2.0])), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: linear(end_time=0.0), ValueError, "end_time: expected a positive number, got 0"),
+        (lambda: linear(rtol=-1e-5), ValueError, "rtol: expected a positive number, got -1e-05"),
+        (lambda: linear(atol=float("nan")), ValueError, "atol: expected a positive number"),
+        (lambda: linear(num_probes=0), ValueError, "num_probes: expected at least 1, got 0"),
+        (lambda: linear(max_steps=0), ValueError, "max_steps: expected at least 1"),
+        (lambda: linear(num_steps=2.5), TypeError, "num_steps: expected an int"),
+        (lambda: linear(trace="diagonal"), ValueError, "trace: expected one of"),
+        (lambda: linear(noise="uniform"), ValueError, "noise: expected one of"),
+        (lambda: linear(adjoint="forward"), ValueError, "adjoint: expected one of"),
+        (lambda: linear(solver="Kvaerno5"), ValueError, "explicit Runge-Kutta"),
+        (lambda: linear(steer=1.0), ValueError, "steer: expected less than end_time"),
+        (lambda: linear(kinetic_penalty=-1.0), ValueError, "kinetic_penalty: expected 0 or"),
+        (lambda: nf.cnf(KEY, 2, field=3), TypeError, "field: expected something to call"),
+        (
+            lambda: nf.cnf(KEY, 2, field=lambda t, z, context: z[:1]),
+            ValueError,
+            r"field: expected a result of the shape of z, \(2,\), got \(1,\)",
+        ),
+        (
+            lambda: nf.cnf(KEY, 2, support=dist.constraints.circular),
+            ValueError,
+            "angles, which Continuous would tear",
+        ),
+        (lambda: nf.cnf(0, 2), TypeError, "jax.random.key"),
+    ],
+)
+def test_bad_input(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
