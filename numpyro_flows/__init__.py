@@ -7,6 +7,7 @@ transform) and ``distribution.py`` (the flow).
 from . import diagnostics, elementwise, nn, transforms
 from .diagnostics import check_transform
 from .distribution import FlowDistribution, combine, partition
+from .flow_matching import fit_flow_matching
 from .infer import (
     STL_ELBO,
     AmortizedFlow,
@@ -117,6 +118,7 @@ __all__ = [
     "combine",
     # training by maximum likelihood
     "fit",
+    "fit_flow_matching",
     "FitResult",
     # inside NumPyro
     "flow_module",

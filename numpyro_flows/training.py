@@ -8,6 +8,7 @@ import operator
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,60 @@ def fit(
     >>> fitted.flow.sample(jax.random.key(3), (4,)).shape
     (4, 2)
     """
+    return fit_by(
+        log_likelihood,
+        key,
+        flow,
+        x,
+        context,
+        weights=weights,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        clip_norm=clip_norm,
+        batch_size=batch_size,
+        max_epochs=max_epochs,
+        patience=patience,
+        val_fraction=val_fraction,
+        standardize=standardize,
+        progress_bar=progress_bar,
+        checkpoint=checkpoint,
+    )
+
+
+def log_likelihood(flow: FlowDistribution, rows: dict[str, Array], key: Array | None) -> Array:
+    """The objective of :func:`fit`: negative log-likelihood of each row, in nats."""
+    if key is not None:
+        flow = for_training(flow, key, len(rows["x"]))
+    if "context" in rows:
+        flow = flow.condition(rows["context"])
+    return -flow.log_prob(rows["x"])
+
+
+def fit_by(
+    objective: Callable[[FlowDistribution, dict[str, Array], Array | None], Array],
+    key: Array,
+    flow: FlowDistribution,
+    x: ArrayLike,
+    context: ArrayLike | None,
+    *,
+    weights: ArrayLike | None,
+    optimizer: optax.GradientTransformation | None,
+    learning_rate: float | optax.Schedule,
+    clip_norm: float,
+    batch_size: int,
+    max_epochs: int,
+    patience: int,
+    val_fraction: float,
+    standardize: bool,
+    progress_bar: bool,
+    checkpoint: str | os.PathLike | None,
+) -> FitResult:
+    """:func:`fit` by any objective, a loss of each row.
+
+    :param objective: ``(flow, rows, key) -> losses`` of shape ``(n,)`` in the whitened coordinates,
+        ``rows`` holding ``"x"`` and perhaps ``"context"``; without a key, for validation, it must
+        be deterministic.
+    """
     check_key(key)
     for name, size in (
         ("batch_size", batch_size),
@@ -157,8 +212,9 @@ def fit(
         for rows in (val_rows, train_rows)
     )
     # The core is scored in whitened coordinates; these constants give nats in the data's units.
+    in_nats = objective is log_likelihood
     val_shift, train_shift = (
-        np.average(log_det[rows], weights=data["weights"][rows]) if len(rows) else 0.0
+        np.average(log_det[rows], weights=data["weights"][rows]) if len(rows) and in_nats else 0.0
         for rows in (val_rows, train_rows)
     )
     num_train = n - num_val
@@ -177,8 +233,10 @@ def fit(
             "recipe such as `nf.realnvp`."
         )
     opt_state = optimizer.init(params)
-    score = functools.partial(_score, batch_size=max(batch_size, 1024))
-    run_epoch = functools.partial(_run_epoch, optimizer=optimizer, batch_size=batch_size)
+    score = functools.partial(_score, objective=objective, batch_size=max(batch_size, 1024))
+    run_epoch = functools.partial(
+        _run_epoch, objective=objective, optimizer=optimizer, batch_size=batch_size
+    )
     monitored, shift = (val, val_shift) if num_val else (train, train_shift)
     best, best_loss, best_epoch = params, np.nan, 0
     train_losses: list[float] = []
@@ -188,6 +246,7 @@ def fit(
     store = restored = None
     if checkpoint is not None:
         settings = [
+            repr(objective),
             batch_size,
             max_epochs,
             patience,
@@ -486,13 +545,6 @@ def _whiten(
     return jax.tree.map(cast, arrays), numbers, log_det
 
 
-def _losses(flow: FlowDistribution, batch: dict[str, Array]) -> Array:
-    """Weighted negative log-likelihood of each row."""
-    if "context" in batch:
-        flow = flow.condition(batch["context"])
-    return -batch["weights"] * flow.log_prob(batch["x"])
-
-
 def _batches(order: Array, batch_size: int) -> tuple[Array, Array]:
     """Row indices of each batch and whether an entry is a row or padding."""
     n = len(order)
@@ -503,13 +555,16 @@ def _batches(order: Array, batch_size: int) -> tuple[Array, Array]:
     return order.reshape(num, batch_size), is_row.reshape(num, batch_size)
 
 
-@functools.partial(jax.jit, static_argnames="batch_size")
-def _score(params: Any, rest: Any, data: dict[str, Array], *, batch_size: int) -> Array:
-    """Mean weighted negative log-likelihood."""
+@functools.partial(jax.jit, static_argnames=("objective", "batch_size"))
+def _score(
+    params: Any, rest: Any, data: dict[str, Array], *, objective: Any, batch_size: int
+) -> Array:
+    """Mean weighted loss."""
 
     def step(total, batch):
         index, is_row = batch
-        losses = _losses(combine(params, rest), jax.tree.map(lambda a: a[index], data))
+        rows = jax.tree.map(lambda a: a[index], data)
+        losses = rows["weights"] * objective(combine(params, rest), rows, None)
         return total + jnp.where(is_row, losses, 0.0).sum(), None
 
     n = len(data["x"])
@@ -517,7 +572,7 @@ def _score(params: Any, rest: Any, data: dict[str, Array], *, batch_size: int) -
     return total / data["weights"].sum()
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "batch_size"))
+@functools.partial(jax.jit, static_argnames=("objective", "optimizer", "batch_size"))
 def _run_epoch(
     params: Any,
     rest: Any,
@@ -526,7 +581,8 @@ def _run_epoch(
     order: Array,
     key: Array,
     *,
-    optimizer,
+    objective: Any,
+    optimizer: optax.GradientTransformation,
     batch_size: int,
 ) -> tuple[Any, Any, Array, Array, Array]:
     """One pass over the data in this order: parameters, state, mean loss, skipped and all steps."""
@@ -537,8 +593,8 @@ def _run_epoch(
         rows = jax.tree.map(lambda a: a[index], data)
 
         def mean_loss(params):
-            flow = for_training(combine(params, rest), step_key, len(index))
-            return jnp.where(is_row, _losses(flow, rows), 0.0).sum() / is_row.sum()
+            losses = rows["weights"] * objective(combine(params, rest), rows, step_key)
+            return jnp.where(is_row, losses, 0.0).sum() / is_row.sum()
 
         loss, grads = jax.value_and_grad(mean_loss)(params)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)

@@ -230,6 +230,23 @@ class Continuous(ColumnTransform):
     def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return _solve(self, y, context, forward=False)[:2]
 
+    def velocity(self, t: Array, z: Array, context: Array | None = None) -> Array:
+        """The vector field, for any batch.
+
+        :param t: times in [0, T], of shape ``()`` or ``batch``.
+        :param z: shape ``(*batch, dim)``.
+        :param context: shape ``(*batch, context_dim)`` or ``(context_dim,)``.
+        :return: shape ``(*batch, dim)``.
+        """
+        batch = z.shape[:-1]
+        context = self.read_context(context)
+        field = jax.vmap(self.field, in_axes=(0, 0, None if context is None else 0))
+        rows = jnp.broadcast_to(t, batch).reshape(-1), z.reshape(-1, self.dim)
+        if context is not None:
+            shape = (*batch, self.context_dim)
+            context = jnp.broadcast_to(context, shape).reshape(-1, self.context_dim)
+        return field(*rows, context).reshape(z.shape)
+
     def statistics(
         self, value: Array, context: Array | None = None, *, inverse: bool = True
     ) -> dict[str, Array]:
