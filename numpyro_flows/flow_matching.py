@@ -15,7 +15,6 @@ from .training import FitResult, fit_by
 from .transform import Embedded
 from .transforms import Chain, Continuous, NumPyroTransform, Standardized
 
-
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
 
