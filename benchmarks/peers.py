@@ -48,7 +48,7 @@ from jax.flatten_util import ravel_pytree
 import numpyro_flows as nf
 
 PACKAGES = ("numpyro_flows", "jax", "jaxlib", "numpyro", "equinox", "optax")
-PEERS = ("flowjax", "zuko", "normflows", "torch")
+PEERS = ("flowjax", "zuko", "normflows", "tfp-nightly", "torch")
 BLOCK_S = 0.02  # shortest time that one competitor's calls in a round should take
 COLUMNS = ("ours ms", "peer ms", "ratio", "q25", "q75", "ours compile s", "peer compile s")
 COLUMNS += ("peer variants, ms",)
@@ -318,7 +318,9 @@ class TorchProgram:
         return seconds
 
 
-def torch_programs(module, log_prob: Callable, sample: Callable, options) -> Programs:
+def torch_programs(
+    module, log_prob: Callable, sample: Callable, options, noise: float = 0.05
+) -> Programs:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -326,7 +328,7 @@ def torch_programs(module, log_prob: Callable, sample: Callable, options) -> Pro
     x = torch.randn(options.batch, options.dim)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter += noise * torch.randn_like(parameter)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
 
     def step():
@@ -382,6 +384,115 @@ def normflows_nsf(options) -> Programs:
     return normflows_programs(layer, options)
 
 
+TOLERANCE = 1e-5
+
+
+class TfpContinuous(eqx.Module):
+    """TFP's FFJORD bijector with our field, an exact trace and the same tolerance.
+
+    Its own exact trace cannot be differentiated in reverse mode under current JAX, so it gets one
+    of two lines.
+    """
+
+    field: Any
+    dim: int = eqx.field(static=True)
+
+    def bijector(self):
+        """The bijector, and the field's numbers: it takes gradients to named tensors alone."""
+        from tensorflow_probability.substrates import jax as tfp
+        from tensorflow_probability.substrates.jax.math.ode import base
+
+        # TFP takes a size for a number that is known, and JAX now traces it: no gradient else.
+        base.tf.size = lambda x: np.int32(math.prod(np.shape(x)))
+        leaves, structure = jax.tree.flatten(self.field)
+        names = [f"leaf{i}" for i in range(len(leaves))]
+
+        def derivative(time, state, **numbers):
+            field = jax.tree.unflatten(structure, [numbers[name] for name in names])
+            return jax.vmap(field, in_axes=(None, 0))(time, state)
+
+        def exact(ode_fn, shape, dtype):
+            def diagonal(time, state, **numbers):
+                def along(i):
+                    basis = jnp.broadcast_to(jnp.eye(self.dim)[i], state[0].shape)
+                    velocity = partial(ode_fn, time, **numbers)
+                    value, product = jax.jvp(velocity, (state[0],), (basis,))
+                    return value, product[..., i]
+
+                value, products = jax.vmap(along, out_axes=(None, -1))(jnp.arange(self.dim))
+                return value, products
+
+            return diagonal
+
+        solver = tfp.math.ode.DormandPrince(rtol=TOLERANCE, atol=TOLERANCE)
+        bijector = tfp.bijectors.FFJORD(derivative, solver.solve, exact)
+        return bijector, dict(zip(names, leaves, strict=True))
+
+    def log_prob(self, x):
+        bijector, numbers = self.bijector()
+        # TFP remembers the pair of an inverse and its log-determinant: one solve.
+        z = bijector.inverse(x, **numbers)
+        log_det = bijector.inverse_log_det_jacobian(x, event_ndims=1, **numbers)
+        return jax.scipy.stats.norm.logpdf(z).sum(-1) + log_det
+
+    def sample(self, key, shape):
+        bijector, numbers = self.bijector()
+        return bijector.forward(jax.random.normal(key, (*shape, self.dim)), **numbers)
+
+
+def our_cnf(options) -> nf.FlowDistribution:
+    return nf.cnf(
+        jax.random.key(0), options.dim, hidden=options.hidden, rtol=TOLERANCE, atol=TOLERANCE
+    )
+
+
+def tfp_cnf(options) -> Programs:
+    flow = TfpContinuous(our_cnf(options).transform.field, options.dim)
+    programs = flow_programs(*eqx.partition(flow, eqx.is_inexact_array), options)
+    return {name: {"": program} for name, program in programs.items()}
+
+
+def zuko_cnf(options) -> Programs:
+    """zuko's transform with our field, written in torch, and the weights ours has."""
+    import torch
+    import zuko
+
+    params, rest = nf.partition(our_cnf(options))
+    field = eqx.combine(shake(params), rest).transform.field
+
+    def tensors(arrays):
+        return torch.nn.ParameterList(torch.tensor(np.asarray(array)) for array in arrays)
+
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights, self.biases = tensors(field.net.weights), tensors(field.net.biases)
+            self.gates, self.shifts = tensors(field.gates), tensors(field.shifts)
+            self.gate_biases = tensors(field.gate_biases)
+
+        def forward(self, t, z):
+            for i, weight in enumerate(self.weights):
+                gate = torch.sigmoid(self.gates[i][:, 0] * t + self.gate_biases[i])
+                z = torch.tanh(z) if i else z
+                z = (z @ weight.T + self.biases[i]) * gate + self.shifts[i][:, 0] * t
+            return z
+
+    module = Field()
+    base = torch.distributions.Independent(
+        torch.distributions.Normal(torch.zeros(options.dim), torch.ones(options.dim)), 1
+    )
+
+    def flow():
+        transform = zuko.transforms.FreeFormJacobianTransform(
+            module, 1.0, 0.0, phi=module.parameters(), atol=TOLERANCE, rtol=TOLERANCE
+        )
+        return zuko.distributions.NormalizingFlow(transform, base)
+
+    return torch_programs(
+        module, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)), options, noise=0.0
+    )
+
+
 MAF = {"dim": 64, "depth": 5, "hidden": (256, 256)}
 MAF_PEERS = {
     "flowjax": flowjax_maf,
@@ -418,6 +529,12 @@ CASES = (
         {"depth": 1},
         ours(nf.bnaf, "depth", "hidden_factors"),
         {"flowjax": flowjax_bnaf, "numpyro": numpyro_bnaf},
+    ),
+    Case(
+        "cnf",
+        {"dim": 2, "batch": 256},
+        lambda options: our_programs(our_cnf(options), options),
+        {"tfp": tfp_cnf, "zuko": zuko_cnf},
     ),
 )
 
