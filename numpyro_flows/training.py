@@ -138,8 +138,7 @@ def fit(
 
 def log_likelihood(flow: FlowDistribution, rows: dict[str, Array], key: Array | None) -> Array:
     """The objective of :func:`fit`: negative log-likelihood of each row, in nats."""
-    if key is not None:
-        flow = for_training(flow, key, len(rows["x"]))
+    flow = for_training(flow, key, len(rows["x"]))
     if "context" in rows:
         flow = flow.condition(rows["context"])
     return -flow.log_prob(rows["x"])

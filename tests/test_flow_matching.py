@@ -76,6 +76,21 @@ def test_another_end_time_is_another_clock():
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+def test_a_context_that_a_network_reads():
+    x, context = jnp.asarray(pairs(32)[0]), {"a": jnp.linspace(-1, 1, 32)}
+    network = nf.nn.Embedding(KEY, {"a": jnp.zeros(())}, 3, hidden=(4,))
+
+    def field(t, z, c):
+        return jnp.tanh(z * c[:2] + c[2] * t)
+
+    plain = nf.cnf(KEY, 2, context_dim=3, field=field)
+    losses = [
+        _OBJECTIVES["independent"](flow, {"x": x, "context": rows}, None)
+        for flow, rows in ((plain, network(context)), (plain.embed(network), context))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_bad_input():
     x, _ = pairs(50)
     with pytest.raises(ValueError, match=r"expected a continuous flow.*nf\.cnf"):

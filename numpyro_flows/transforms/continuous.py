@@ -205,14 +205,17 @@ class Continuous(ColumnTransform):
         """The same flow with other probes."""
         return self._replaced(probes=Fixed(self._draw(key, self.probes.value.shape)))
 
-    def for_training(self, key: Array, rows: int) -> "Continuous":
+    def for_training(self, key: Array | None, rows: int) -> "Continuous":
         """What a step of training uses in place of this transform, for a batch of ``rows``.
 
         Probes of its own for each row, the end time shifted, and a log-determinant from which the
         penalties are subtracted. A loss contains minus the log-determinant of the map that it
         applies, in whichever direction, and so gains the penalties. A failed solve gives a loss of
-        infinity rather than an error, and the step can be skipped.
+        infinity rather than an error, and the step can be skipped; that alone without a key, as
+        for validation.
         """
+        if key is None:
+            return self._replaced(throw=False)
         probe_key, time_key = jax.random.split(key)
         shift = self.steer * jax.random.uniform(time_key, (), minval=-1.0)
         probes = self._draw(probe_key, (*self.probes.value.shape, rows))
@@ -361,25 +364,23 @@ def _with_derivatives(
     return f, (probes * products).sum(), (products * products).sum()
 
 
+def _is_continuous(node: Any) -> bool:
+    return isinstance(node, Continuous)
+
+
 def is_estimate(tree: Any) -> bool:
     """Whether a flow or transform has log-determinants that are estimates."""
-
-    def continuous(node: Any) -> bool:
-        return isinstance(node, Continuous)
-
-    nodes = jax.tree.leaves(tree, is_leaf=continuous)
-    return any(continuous(node) and node.trace != "exact" for node in nodes)
+    nodes = jax.tree.leaves(tree, is_leaf=_is_continuous)
+    return any(_is_continuous(node) and node.trace != "exact" for node in nodes)
 
 
-def for_training(tree: Any, key: Array, rows: int) -> Any:
+def for_training(tree: Any, key: Array | None, rows: int) -> Any:
     """A flow or transform with its continuous parts as a step of training uses them."""
-
-    def continuous(node: Any) -> bool:
-        return isinstance(node, Continuous)
-
-    leaves, structure = jax.tree.flatten(tree, is_leaf=continuous)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_continuous)
     trained = [
-        leaf.for_training(jax.random.fold_in(key, i), rows) if continuous(leaf) else leaf
+        leaf.for_training(None if key is None else jax.random.fold_in(key, i), rows)
+        if _is_continuous(leaf)
+        else leaf
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(structure, trained)
