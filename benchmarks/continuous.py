@@ -2,7 +2,7 @@
 
     python benchmarks/continuous.py trace                  # training step at D=64, both traces
     python benchmarks/continuous.py toy --epochs 40        # beside nsf on three densities
-    python benchmarks/continuous.py penalties --epochs 40  # evaluations with and without them
+    python benchmarks/continuous.py penalties --plot pictures  # what they do to the paths
 
 ``trace`` times value and gradient of the mean negative log-likelihood and an Adam update, compile
 time apart, median over interleaved rounds, batch 128. ``toy`` fits 27,000 of 30,000 points (3,000
@@ -16,6 +16,7 @@ with stronger ones.
 import argparse
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -113,11 +114,36 @@ def toy(options) -> None:
             print(f"| {name} | {label} | {cells} |", flush=True)
 
 
+def picture(flows, name: str, folder: Path) -> None:
+    """Fields half way, and paths from base to data, in standardised coordinates."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(flows), figsize=(5 * len(flows), 5), sharex=True, sharey=True
+    )
+    z = jax.random.normal(jax.random.key(3), (60, 2))
+    many = jax.random.normal(jax.random.key(4), (3000, 2))
+    axis = jnp.linspace(-2.5, 2.5, 17)
+    grid = jnp.stack(jnp.meshgrid(axis, axis), axis=-1)
+    for ax, (label, transform) in zip(axes, flows.items(), strict=True):
+        paths = np.asarray(transform.trajectories(z, jnp.linspace(0, transform.end_time, 60)))
+        arrows = np.asarray(transform.velocity(jnp.asarray(transform.end_time / 2), grid))
+        ax.scatter(*np.asarray(transform(many)).T, s=2, color="0.75", linewidths=0)
+        ax.quiver(*np.moveaxis(np.asarray(grid), -1, 0), *np.moveaxis(arrows, -1, 0), alpha=0.35)
+        ax.plot(paths[..., 0], paths[..., 1], color="tab:blue", linewidth=0.7)
+        ax.scatter(*paths[0].T, s=10, color="tab:green", label="base", zorder=3)
+        ax.scatter(*paths[-1].T, s=10, color="tab:red", label="data", zorder=3)
+        ax.set(title=label, xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+    axes[0].legend(loc="upper left")
+    figure.savefig(folder / f"cnf_{name.replace(' ', '_')}.png", dpi=80, bbox_inches="tight")
+
+
 def penalties(options) -> None:
     print("| density | penalties | test nats | evaluations | ms per step |\n|---|---|---|---|---|")
     _, fit, settings = fits(options)["cnf"]
     for name in NAMES[: options.densities]:
         x, test, _ = data(name, options)
+        flows = {}
         for weight in (0.0, 0.01, 0.05):
             recipe = partial(
                 nf.cnf, hidden=(64, 64), kinetic_penalty=weight, jacobian_penalty=weight
@@ -126,9 +152,13 @@ def penalties(options) -> None:
             whole = flow.transform
             white = (jnp.asarray(test[:4096]) - whole.loc.value) / whole.scale.value
             counts = whole.transform.statistics(white)
+            label = f"penalties {weight}, {int(counts['num_evaluations'])} evaluations"
+            flows[label] = whole.transform
             steps = options.epochs * (27_000 // 256 + 1)
             cells = f"{score(flow, test):.4f} | {int(counts['num_evaluations'])}"
             print(f"| {name} | {weight} | {cells} | {1e3 * seconds / steps:.1f} |", flush=True)
+        if options.plot:
+            picture(flows, name, options.plot)
 
 
 def main() -> None:
@@ -138,6 +168,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--densities", type=int, default=3)
+    parser.add_argument("--plot", type=Path, help="folder for pictures of fields and paths")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     {"trace": trace, "toy": toy, "penalties": penalties}[options.what](options)

@@ -76,6 +76,18 @@ def test_a_field_that_depends_on_time_and_context(x64):
     np.testing.assert_allclose(back, x, atol=1e-6)
 
 
+def test_trajectories_pass_through_matrix_exponentials(x64):
+    t = linear(rtol=1e-9, atol=1e-9)
+    x, times = points(2), jnp.array([0.0, 0.3, 1.0])
+    paths = t.trajectories(x, times)
+    for time, path in zip(times, paths, strict=True):
+        np.testing.assert_allclose(path, x @ np.asarray(expm(time * A)).T, atol=1e-6)
+    np.testing.assert_allclose(paths[-1], t(x), atol=1e-7)
+    conditional, context = network(2, context_dim=1), points(1, seed=3)
+    paths = conditional.trajectories(x, times, context)
+    np.testing.assert_allclose(paths[-1], conditional.forward_and_log_det(x, context)[0], atol=1e-4)
+
+
 def test_default_tolerances_in_float32():
     t = network(3)
     x = points(3, 500)

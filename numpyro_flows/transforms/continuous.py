@@ -250,6 +250,16 @@ class Continuous(ColumnTransform):
             context = jnp.broadcast_to(context, shape).reshape(-1, self.context_dim)
         return field(*rows, context).reshape(z.shape)
 
+    def trajectories(self, x: Array, times: Array, context: Array | None = None) -> Array:
+        """Where points of the base are on their way to the data.
+
+        :param x: positions at time 0, of shape ``(*batch, dim)``.
+        :param times: increasing, in [0, T], shape ``(n,)``.
+        :param context: as for ``velocity``.
+        :return: positions, of shape ``(n, *batch, dim)``; at T those of the transform.
+        """
+        return _trajectories(self, x, times, context)
+
     def statistics(
         self, value: Array, context: Array | None = None, *, inverse: bool = True
     ) -> dict[str, Array]:
@@ -350,6 +360,25 @@ def _solve(
 
     axes = (1, None if shared else 1, 2 if each else None)
     return jax.vmap(one, in_axes=axes, out_axes=(1, 0, 0))(value, context, probes)
+
+
+@eqx.filter_jit
+def _trajectories(flow: Continuous, x: Array, times: Array, context: Array | None) -> Array:
+    def derivative(t: Any, z: Any, args: Any) -> Array:
+        return flow.velocity(t, z, context)
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(derivative),
+        getattr(diffrax, flow.solver)(),
+        0.0,
+        flow.end_time,
+        _FIRST_STEP * flow.end_time,
+        x,
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.PIDController(rtol=flow.rtol, atol=flow.atol),
+        max_steps=flow.max_steps,
+    )
+    return solution.ys
 
 
 def _with_derivatives(
