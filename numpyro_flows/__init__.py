@@ -12,6 +12,8 @@ from .infer import (
     STL_ELBO,
     AmortizedFlow,
     AutoFlow,
+    FlowNUTS,
+    FlowNUTSReport,
     GuideFit,
     NeuTraReparam,
     fit_guide,
@@ -132,6 +134,8 @@ __all__ = [
     "importance_log_weights",
     "to_arviz",
     "NeuTraReparam",
+    "FlowNUTS",
+    "FlowNUTSReport",
     # trust and tools
     "check_transform",
     "save",

@@ -6,6 +6,7 @@ from .export import to_arviz
 from .fit import GuideFit, fit_guide
 from .guide import AutoFlow
 from .importance import importance_log_weights, importance_resample
+from .kernel import FlowNUTS, FlowNUTSReport
 from .params import flow_module, random_flow_module
 from .reparam import NeuTraReparam
 
@@ -13,6 +14,8 @@ __all__ = [
     "STL_ELBO",
     "AmortizedFlow",
     "AutoFlow",
+    "FlowNUTS",
+    "FlowNUTSReport",
     "GuideFit",
     "NeuTraReparam",
     "fit_guide",

@@ -28,8 +28,6 @@ from .importance import importance_log_weights
 WARM_UP = 200
 #: Two windows of at least so many steps are compared; a loss that gains less has ceased to fall.
 WINDOW, SMALLEST_GAIN = 300, 3e-4
-#: Standard deviation of log weights below which there is little left to learn: an ESS of 99 %.
-EQUAL_WEIGHTS = 0.1
 #: Steps per compiled call.
 CHUNK = 100
 
@@ -93,6 +91,8 @@ def fit_guide(
     learning_rate: float | None = None,
     elbo: ELBO | None = None,
     annealing_steps: int = 0,
+    init_params: dict[str, Any] | None = None,
+    target_ess: float = 0.99,
     num_draws: int = 10_000,
     progress_bar: bool = True,
     **kwargs: Any,
@@ -118,6 +118,10 @@ def fit_guide(
     :param annealing_steps: over so many first steps the model's log density is multiplied by a
         factor that rises linearly from 0.01 to 1, so that the guide meets separate modes before it
         settles in one (Rezende & Mohamed, 2015, arXiv:1505.05770, eq. 20); 0 for none.
+    :param init_params: parameters to start from, as an earlier fit returned them; those it lacks
+        start as without it.
+    :param target_ess: importance ESS, in (0, 1), at which training may come to its end; read off
+        the spread of the losses.
     :param num_draws: draws from which ELBO, k-hat and ESS are computed.
     :param progress_bar: whether to show one.
     :raises TypeError: for a guide that is no ``AutoGuide``, or a key that is not one.
@@ -145,6 +149,8 @@ def fit_guide(
     num_steps = 8000 if num_steps is None else check_size("num_steps", num_steps)
     check_size("num_draws", num_draws)
     check_size("annealing_steps", annealing_steps, minimum=0)
+    if not 0 < target_ess < 1:
+        raise ValueError(f"target_ess: expected a number in (0, 1), got {target_ess}.")
     init_key, judge_key = jax.random.split(key)
 
     # The learning rate is a number of the optimiser's state, so that a plateau can change it.
@@ -160,7 +166,7 @@ def fit_guide(
 
         objective, model = TraceEnum_ELBO, config_enumerate(model)
     svi = SVI(model, guide, optimizer, elbo or objective())
-    state = svi.init(init_key, *args, **kwargs)
+    state = svi.init(init_key, *args, init_params=init_params, **kwargs)
     if elbo is None:
         # Only now is the dimension known.
         dim = getattr(guide, "latent_dim", 1)
@@ -168,7 +174,9 @@ def fit_guide(
     peak = 3e-3 if learning_rate is None else learning_rate
 
     arguments = split_arguments(args, kwargs)
-    schedule = _Schedule(num_steps, getattr(svi.loss, "num_particles", 1), annealing_steps)
+    schedule = _Schedule(
+        num_steps, getattr(svi.loss, "num_particles", 1), annealing_steps, target_ess
+    )
     losses: list[np.ndarray] = []
     best_loss, best, best_step = np.inf, svi.get_params(state), 0
     run = _program(svi)
@@ -235,15 +243,17 @@ class _Schedule:
     :param num_steps: largest number of steps.
     :param num_particles: draws of which each loss is the mean.
     :param annealing_steps: first steps, whose losses say nothing.
+    :param target_ess: importance ESS above which weights are nearly equal.
     """
 
-    def __init__(self, num_steps: int, num_particles: int, annealing_steps: int = 0):
+    def __init__(self, num_steps: int, num_particles: int, annealing_steps: int, target_ess: float):
         self.step = 0
         self.stop = num_steps
         self.warm_up = min(WARM_UP, max(1, num_steps // 10))
         self.annealing = annealing_steps
         self.fall = num_steps // 2
         self.num_particles = num_particles
+        self.equal = (1 / target_ess - 1) ** 0.5
         self.losses = np.empty(0)
 
     def rates(self, num: int) -> np.ndarray:
@@ -269,8 +279,8 @@ class _Schedule:
         if min(len(before), len(after)) < WINDOW / 2:
             return
         error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
-        # A loss is the mean of as many log weights, whose variance is about 1 - ESS.
-        if after.std() * self.num_particles**0.5 < EQUAL_WEIGHTS:
+        # A loss is the mean of log weights, whose variance v makes their ESS 1 / (1 + v).
+        if after.std() * self.num_particles**0.5 < self.equal:
             self.fall, self.stop = self.step, min(self.stop, self.step * 3 // 2)
         elif before.mean() - after.mean() < max(error, SMALLEST_GAIN):
             self.fall, self.stop = self.step, min(self.stop, 2 * self.step)

@@ -82,7 +82,7 @@ def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistributio
 
 # Compiled as one: run bit by bit, a recipe's many small programs take seconds.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tuple[Any, Any]:
+def build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tuple[Any, Any]:
     """The recipe's flow with a trainable affine map behind it, parted for training."""
     flow = recipe(key, dim)
     if not isinstance(flow, FlowDistribution):
@@ -102,7 +102,8 @@ def _build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tup
     return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
 
 
-def _is_traced(tree: Any) -> bool:
+def is_traced(tree: Any) -> bool:
+    """Whether a pytree holds values that are not known while a program is traced."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
@@ -186,8 +187,10 @@ class AutoFlow(AutoContinuous):
         if init not in ("auto", "location"):
             raise ValueError(f"init: expected 'auto' or 'location', got {init!r}.")
         recipe = for_guide(flow)
-        # `_build` is compiled for a recipe, and a partial can be hashed whatever it holds.
-        self._recipe = recipe if inspect.isfunction(recipe) else functools.partial(recipe)
+        # `build` is compiled for a recipe, and a partial can be hashed whatever it holds.
+        self._recipe: Callable[..., FlowDistribution] = (
+            recipe if inspect.isfunction(recipe) else functools.partial(recipe)
+        )
         self._init = init
         self._init_scale = init_scale
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
@@ -200,20 +203,20 @@ class AutoFlow(AutoContinuous):
             if "valid initial parameters" not in str(error):
                 raise
             raise ValueError(self._no_start(args, kwargs)) from error
-        self._circular = [
+        self.circular = [
             name
             for name in self._init_locs
             if is_circular(self.prototype_trace[name]["fn"].support)
         ]
-        for name in self._circular:  # NumPyro's point on the line, as an angle
+        for name in self.circular:  # NumPyro's point on the line, as an angle
             support = self.prototype_trace[name]["fn"].support
             self._init_locs[name] = biject_to(support)(self._init_locs[name])
         self._init_latent = jnp.concatenate([loc.reshape(-1) for loc in self._init_locs.values()])
         self._check_supports(args, kwargs)
         # Set-up may happen under `jit`; what the guide keeps must not be a tracer.
         with jax.ensure_compile_time_eval():
-            _, self._rest = _build(self._recipe, self.latent_dim, jax.random.key(0))
-        self._traced = _is_traced((self._init_latent, args, kwargs))
+            _, self._rest = build(self._recipe, self.latent_dim, jax.random.key(0))
+        self._traced = is_traced((self._init_latent, args, kwargs))
 
     def _forget_tracers(self) -> None:
         """Keep of a set-up under ``jit`` what outlives its trace: names, shapes and supports."""
@@ -227,7 +230,7 @@ class AutoFlow(AutoContinuous):
             return np.zeros(leaf.shape, leaf.dtype)
 
         for name in self._init_locs:
-            if _is_traced(self.prototype_trace[name]["fn"].support):
+            if is_traced(self.prototype_trace[name]["fn"].support):
                 raise ValueError(
                     f"Site {name!r}: its support depends on the model's arguments, which a set-up "
                     "under `jax.jit` cannot keep. Call `svi.init(key, *args)` outside `jit`."
@@ -296,7 +299,7 @@ class AutoFlow(AutoContinuous):
             # Below 1 a narrower window gains nothing: the next turn has a share of exp(-20).
             loc, scale = affine.loc.value, jnp.clip(affine.standard_deviation, 1.0, jnp.pi)
         locs, scales = self._unpack_latent(loc), self._unpack_latent(scale)
-        return {name: Winding(locs[name], scales[name]) for name in self._circular}
+        return {name: Winding(locs[name], scales[name]) for name in self.circular}
 
     def _constrained(
         self, latent: Array, windings: dict[str, Winding]
@@ -309,12 +312,31 @@ class AutoFlow(AutoContinuous):
             total = total + log_det.sum()
         return values, total
 
-    def _precondition(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> FixedAffine:
+    def _start_latent(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> Array:
+        """A start of the initialisation strategy as an unconstrained vector, ``(latent_dim,)``."""
+        trace = self._start(key, args, kwargs)
+        values = {name: trace[name]["value"] for name in self._init_locs}
+        return self._pack(values, lambda name: trace[name]["fn"].support)
+
+    def _pack(self, values: dict[str, Array], support: Callable[[str], Constraint]) -> Array:
+        """The sites' values as an unconstrained vector; angles as they are, not unwound."""
+        sites = [
+            values[name] if name in self.circular else biject_to(support(name)).inv(values[name])
+            for name in self._init_locs
+        ]
+        return jnp.concatenate([site.reshape(-1) for site in sites])
+
+    def _locate(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> Located:
+        """Search for the preconditioner.
+
+        :raises ValueError: if the density is not finite around any start.
+        """
         if self._postprocess_fn is None:  # set up under `jit`: its start is gone
             self._setup_prototype(*args, **kwargs)
         start = self._init_latent
         if self._init == "location":
-            return FixedAffine(start, self._init_scale)
+            zero = jnp.zeros((), int)
+            return Located(FixedAffine(start, self._init_scale), jnp.nan * start[0], zero)
         start_key, model_key, key = jax.random.split(key, 3)
 
         @functools.partial(jax.jit, static_argnums=2)
@@ -325,17 +347,8 @@ class AutoFlow(AutoContinuous):
                 values, log_det = self._constrained(latent, self._windings(None))
                 return log_joint(self.model, model_key, args, kwargs, values).log_density + log_det
 
-            def another(key: Array) -> Array:
-                trace = self._start(key, args, kwargs)
-                sites = [
-                    trace[name]["value"]
-                    if name in self._circular
-                    else biject_to(trace[name]["fn"].support).inv(trace[name]["value"])
-                    for name in self._init_locs
-                ]
-                return jnp.concatenate([site.reshape(-1) for site in sites])
-
-            others = jax.vmap(another)(jax.random.split(start_key, self.num_starts - 1))
+            keys = jax.random.split(start_key, self.num_starts - 1)
+            others = jax.vmap(lambda key: self._start_latent(key, args, kwargs))(keys)
             starts = jnp.concatenate([start[None], others.astype(start.dtype)])
             return locate(log_density, key, starts, self._init_scale)
 
@@ -347,15 +360,15 @@ class AutoFlow(AutoContinuous):
                 "Start elsewhere with `init_loc_fn`, with a smaller `init_scale`, or with "
                 "`init='location'`."
             )
-        return found.affine
+        return found
 
     def _get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         params = numpyro.param(
-            f"{self.prefix}_flow$params", lambda key: _build(self._recipe, self.latent_dim, key)[0]
+            f"{self.prefix}_flow$params", lambda key: build(self._recipe, self.latent_dim, key)[0]
         )
         flow = combine(params, self._rest)
         affine = numpyro.param(
-            f"{self.prefix}_preconditioner", lambda key: self._precondition(key, args, kwargs)
+            f"{self.prefix}_preconditioner", lambda key: self._locate(key, args, kwargs).affine
         )
         affine = jax.lax.stop_gradient(affine)
         return FlowDistribution(flow.base_dist, Chain([*flow.transform.parts, affine]))

@@ -35,6 +35,8 @@ HISTORY = 20
 BATCH = 32
 #: Largest dimension in which the Gaussian fit has a full covariance.
 FULL = 128
+#: Rounds in which scales are estimated beyond that, and probes of each.
+ROUNDS, PROBES = 8, 16
 
 
 def _rough_scale(
@@ -42,8 +44,6 @@ def _rough_scale(
     key: Array,
     start: Array,
     init_scale: float,
-    num_rounds: int = 8,
-    num_probes: int = 16,
 ) -> Array:
     r"""Rough scales :math:`|\mathrm{diag}\, H|^{-1/2}` around a point, shape ``(dim,)``.
 
@@ -53,7 +53,7 @@ def _rough_scale(
     """
 
     def one_round(scale: Array, key: Array) -> tuple[Array, None]:
-        z = jax.random.rademacher(key, (num_probes, len(start)), start.dtype)
+        z = jax.random.rademacher(key, (PROBES, len(start)), start.dtype)
         gradient = jax.vmap(jax.grad(log_density))
         difference = gradient(start + scale * z) - gradient(start - scale * z)
         curvature = jnp.abs((difference * z).mean(0)) / (2 * scale)
@@ -62,15 +62,19 @@ def _rough_scale(
         return jnp.where(jnp.isfinite(curvature), after, scale / 10), None
 
     scale = jnp.full_like(start, init_scale)
-    return jax.lax.scan(one_round, scale, jax.random.split(key, num_rounds))[0]
+    return jax.lax.scan(one_round, scale, jax.random.split(key, ROUNDS))[0]
 
 
 class _Path(NamedTuple):
-    """An L-BFGS path: positions, gradients of the log density, and diagonal inverse Hessians."""
+    """An L-BFGS path: positions, gradients of the log density, and diagonal inverse Hessians.
+
+    ``num_gradients`` is what it took, line searches included.
+    """
 
     x: Array
     grad: Array
     diagonal: Array
+    num_gradients: Array
 
 
 def _lbfgs_path(log_density: LogDensity, start: Array, num_steps: int) -> _Path:
@@ -87,9 +91,10 @@ def _lbfgs_path(log_density: LogDensity, start: Array, num_steps: int) -> _Path:
         value, grad = value_and_grad(x, state=state)
         updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=loss)
         after = optax.apply_updates(x, updates)
-        return (after, state), (x, -grad)
+        searched = optax.tree_utils.tree_get(state, "num_linesearch_steps")
+        return (after, state), (x, -grad, searched)
 
-    _, (x, grad) = jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)
+    _, (x, grad, searched) = jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)
 
     def widen(diagonal, pair):
         s, y = pair
@@ -98,7 +103,7 @@ def _lbfgs_path(log_density: LogDensity, start: Array, num_steps: int) -> _Path:
 
     diagonal = jnp.ones_like(start)
     _, diagonals = jax.lax.scan(widen, diagonal, (jnp.diff(x, axis=0), -jnp.diff(grad, axis=0)))
-    return _Path(x, grad, jnp.concatenate([diagonal[None], diagonals]))
+    return _Path(x, grad, jnp.concatenate([diagonal[None], diagonals]), searched.sum())
 
 
 def _usable(s: Array, y: Array) -> Array:
@@ -191,7 +196,7 @@ def _triangular(affine: FixedAffine, factor: Array) -> FixedAffine:
     return FixedAffine(affine.loc.value, length, identity, (upper * sign[:, None]).T)
 
 
-class _Gaussian(NamedTuple):
+class Gaussian(NamedTuple):
     """A normal in the coordinates of another: mean, log standard deviations, strict lower part."""
 
     mean: Array
@@ -203,6 +208,16 @@ class _Gaussian(NamedTuple):
         return diagonal if self.below is None else diagonal + jnp.tril(self.below, -1)
 
 
+def moved(affine: FixedAffine, gaussian: Gaussian) -> FixedAffine:
+    """``affine`` after the map onto a normal in its coordinates."""
+    loc = affine(gaussian.mean)
+    if gaussian.below is not None:
+        there = FixedAffine(loc, affine.scale.value, affine.frame.value, affine.core.value)
+        return _triangular(there, gaussian.factor())
+    scale = affine.scale.value * jnp.exp(gaussian.log_diagonal)
+    return FixedAffine(loc, scale, affine.frame.value, affine.core.value)
+
+
 def _fit(
     log_density: LogDensity, key: Array, affine: FixedAffine, num_steps: int, num_particles: int
 ) -> FixedAffine:
@@ -210,18 +225,11 @@ def _fit(
     dim, dtype = affine.dim, affine.loc.value.dtype
     full = dim <= FULL
 
-    def moved(gaussian: _Gaussian) -> FixedAffine:
-        loc = affine(gaussian.mean)
-        if full:
-            there = FixedAffine(loc, affine.scale.value, affine.frame.value, affine.core.value)
-            return _triangular(there, gaussian.factor())
-        scale = affine.scale.value * jnp.exp(gaussian.log_diagonal)
-        return FixedAffine(loc, scale, affine.frame.value, affine.core.value)
-
-    def theta_and_log_q(gaussian: _Gaussian, noise: Array) -> tuple[Array, Array]:
+    def theta_and_log_q(gaussian: Gaussian, noise: Array) -> tuple[Array, Array]:
         if not full:
-            theta = moved(gaussian)(noise)
-            x, log_det = jax.lax.stop_gradient(moved(gaussian)).inverse_and_log_det(theta)
+            to = moved(affine, gaussian)
+            theta = to(noise)
+            x, log_det = jax.lax.stop_gradient(to).inverse_and_log_det(theta)
             return theta, jax.scipy.stats.norm.logpdf(x).sum(-1) + log_det
         u = gaussian.mean + noise @ gaussian.factor().T
         held = jax.lax.stop_gradient(gaussian)
@@ -230,7 +238,7 @@ def _fit(
         log_q = jax.scipy.stats.norm.logpdf(x).sum(-1) - held.log_diagonal.sum() - log_det
         return theta, log_q
 
-    def loss(gaussian: _Gaussian, noise: Array) -> Array:
+    def loss(gaussian: Gaussian, noise: Array) -> Array:
         theta, log_q = theta_and_log_q(gaussian, noise)
         return (log_q - jax.vmap(log_density)(theta)).mean()
 
@@ -238,7 +246,7 @@ def _fit(
     optimizer = optax.apply_if_finite(
         optax.chain(optax.clip_by_global_norm(10.0 * dim**0.5), optax.adam(schedule)), num_steps
     )
-    start = _Gaussian(
+    start = Gaussian(
         jnp.zeros(dim, dtype), jnp.zeros(dim, dtype), jnp.zeros((dim, dim), dtype) if full else None
     )
 
@@ -250,14 +258,15 @@ def _fit(
 
     keys = jax.random.split(key, num_steps)
     (gaussian, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), keys)
-    return moved(gaussian)
+    return moved(affine, gaussian)
 
 
 class Located(NamedTuple):
-    """The affine map found, and its ELBO with a standard normal base."""
+    """The affine map found, its ELBO with a standard normal base, and the gradients it took."""
 
     affine: FixedAffine
     elbo: Array
+    num_gradients: Array
 
 
 def locate(
@@ -298,23 +307,24 @@ def locate(
         frame = jnp.eye(dim, rank, dtype=starts.dtype)
         return FixedAffine(start, init_scale, frame, jnp.eye(rank, dtype=starts.dtype))
 
-    def along(start: Array, key: Array) -> FixedAffine:
+    def along(start: Array, key: Array) -> tuple[FixedAffine, Array]:
         if not wide:
-            return _path_gaussians(_lbfgs_path(log_density, start, num_path_steps))
+            path = _lbfgs_path(log_density, start, num_path_steps)
+            return _path_gaussians(path), path.num_gradients
         # HISTORY pairs of a path cannot hold as many scales as there are coordinates.
         unit = _rough_scale(log_density, key, start, init_scale)
         path = _lbfgs_path(lambda v: log_density(start + unit * v), 0 * start, num_path_steps)
         affines = _path_gaussians(path)
-        return eqx.tree_at(
+        moved = eqx.tree_at(
             lambda affine: (affine.loc.value, affine.scale.value),
             affines,
             (start + unit * affines.loc.value, unit * affines.scale.value),
         )
+        return moved, path.num_gradients + 2 * ROUNDS * PROBES
 
     path_keys = jax.random.split(jax.random.fold_in(key, 1), len(starts))
-    pathed = jax.tree.map(
-        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.vmap(along)(starts, path_keys)
-    )
+    pathed, spent = jax.vmap(along)(starts, path_keys)
+    pathed = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pathed)
     rough = _concatenate(jax.vmap(begin)(starts), pathed)
     elbos = judge(rough, few_key, num_particles // 2)
     # The end of a path may be worthless, and the start far off: the best of each is fitted.
@@ -329,4 +339,5 @@ def locate(
         kinds = jax.vmap(lambda affine: _triangular(affine, identity))(kinds)
     candidates = _concatenate(kinds, fitted)
     elbos = judge(candidates, many_key, num_draws)
-    return Located(_best(candidates, elbos), elbos.max())
+    spent = spent.sum() + 2 * num_fit_steps * num_particles
+    return Located(_best(candidates, elbos), elbos.max(), spent)

@@ -14,7 +14,7 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.reparam import Reparam
 
-from .guide import AutoFlow
+from .guide import AutoFlow, is_traced
 from .params import model_params
 from .supports import Winding
 
@@ -87,7 +87,8 @@ class NeuTraReparam(Reparam):
                 "`svi.run(key, num_steps, *args)`."
             )
         for name, value in params.items():
-            if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(value)):
+            leaves = [leaf for leaf in jax.tree.leaves(value) if not is_traced(leaf)]
+            if not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves):
                 raise ValueError(
                     f"NeuTraReparam: parameter {name!r} is not finite, so training diverged. "
                     "Train again with `svi.run(..., stable_update=True)` or a lower step size."

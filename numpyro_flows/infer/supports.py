@@ -47,22 +47,22 @@ class Winding(Transform):
         return constraints.circular
 
     def __call__(self, x: Array) -> Array:
-        return _wrapped(x)
+        return wrapped(x)
 
     def _inverse(self, y: Array) -> Array:
-        return self.centre + _wrapped(y - self.centre)
+        return self.centre + wrapped(y - self.centre)
 
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
         v = x - self.centre
         turns = 2 * jnp.pi * jnp.arange(-TURNS, TURNS + 1, dtype=v.dtype)
-        every = -0.5 * ((_wrapped(v)[..., None] + turns) / jnp.asarray(self.scale)[..., None]) ** 2
+        every = -0.5 * ((wrapped(v)[..., None] + turns) / jnp.asarray(self.scale)[..., None]) ** 2
         return -0.5 * (v / self.scale) ** 2 - jax.nn.logsumexp(every, axis=-1)
 
     def tree_flatten(self) -> Any:
         return (self.centre, self.scale), (("centre", "scale"), {})
 
 
-def _wrapped(angle: Array) -> Array:
+def wrapped(angle: Array) -> Array:
     """The angle in [-pi, pi]; rounding may not leave the support."""
     turned = angle - 2 * jnp.pi * jnp.round(angle / (2 * jnp.pi))
     return jnp.clip(turned, -jnp.pi, jnp.pi)

@@ -1,0 +1,507 @@
+"""NUTS that learns its own coordinates."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.infer import MCMC
+from numpyro.infer.hmc import HMCState, hmc
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from ..checks import check_size
+from ..distribution import FlowDistribution
+from .arguments import Static, join_arguments, split_arguments
+from .density import latent_of
+from .guide import AutoFlow, guide_flow, is_traced
+from .learning import GOOD_ENOUGH, TRAIN, Learned, Trial, finite_start, learn, warped_potential
+from .supports import wrapped
+
+#: Fewest iterations in which NUTS finds a step size.
+LEAST_WARMUP: Final = 20
+
+
+class FlowNUTSState(NamedTuple):
+    """State of a chain; NumPyro's names for what ``extra_fields`` asks for work as with NUTS.
+
+    :ivar z: unconstrained values of the model's sites.
+    :ivar warped: NUTS's own state, in the flow's base space.
+    :ivar flow: parameters of the map from there to the sites.
+    :ivar jumped: whether this iteration ended with an accepted jump.
+    :ivar num_gradients: gradients of the model so far, warm-up included.
+    :ivar rng_key: of the chain.
+    """
+
+    z: dict[str, Array]
+    warped: HMCState
+    flow: Any
+    jumped: Array
+    num_gradients: Array
+    rng_key: Array
+
+    def __getattr__(self, name: str) -> Any:
+        if name in HMCState._fields:
+            return getattr(self.warped, name)
+        raise AttributeError(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowNUTSReport:
+    """What :meth:`FlowNUTS.report` returns; ``print`` it.
+
+    :ivar trials: the candidate maps, in order; none if the first affine map was good enough.
+    :ivar ess: importance ESS of the learned map, as a fraction of draws; 1 for a perfect one.
+    :ivar khat: Pareto shape of its importance weights.
+    :ivar training_gradients: gradients of the model's log density before the first iteration, in
+        the search for the affine map, in training and on pilot chains.
+    :ivar pilot_divergences: of the pilot chains.
+    :ivar uses_flow: whether a flow was accepted; otherwise the map is affine.
+    :ivar sampling_gradients: of all chains, warm-up included; None without a run.
+    :ivar divergences: after warm-up.
+    :ivar bfmi: energy Bayesian fraction of missing information of each chain, in the base space;
+        below 0.3 the tails are slow (Betancourt, 2016, arXiv:1604.00695).
+    :ivar jump_acceptance: share of jumps that were accepted; None without jumps.
+    """
+
+    trials: tuple[Trial, ...]
+    ess: float
+    khat: float
+    training_gradients: int
+    pilot_divergences: int
+    uses_flow: bool
+    sampling_gradients: int | None = None
+    divergences: int | None = None
+    bfmi: np.ndarray | None = None
+    jump_acceptance: float | None = None
+
+    def __str__(self) -> str:
+        kind = "flow" if self.uses_flow else "affine map"
+        lines = [
+            f"Learned: {kind}, importance ESS {self.ess:.0%}, k-hat {self.khat:.2f}, "
+            f"{self.training_gradients:,} gradients."
+        ]
+        lines += [f"  {trial}" for trial in self.trials]
+        if self.pilot_divergences:
+            lines.append(f"  {self.pilot_divergences} divergences of pilot chains.")
+        if self.bfmi is not None:
+            lines.append(
+                f"Sampled: {self.sampling_gradients:,} gradients, {self.divergences} divergences, "
+                f"smallest E-BFMI {self.bfmi.min():.2f}."
+            )
+        if self.jump_acceptance is not None:
+            lines.append(f"  {self.jump_acceptance:.0%} of jumps accepted.")
+        return "\n".join(lines)
+
+
+class FlowNUTS(MCMCKernel):
+    r"""NUTS in the base space of a flow that it learns by itself.
+
+    With T the learned map from base to the unconstrained latent space, NUTS samples u with
+    density :math:`p(T(u)) \, |\det T'(u)|`, in one pass of the flow per gradient, and returns
+    :math:`T(u)`: draws of the model's posterior whatever T is. A good T makes the density of u
+    close to a standard normal, where NUTS takes long, safe steps.
+
+    Use it as ``NUTS``: ``MCMC(nf.FlowNUTS(model), num_warmup=500, num_samples=1000)``, with any
+    number of chains and any ``chain_method``, ``extra_fields``, and ``arviz.from_numpyro``.
+
+    **Learning** happens once, when the first chain is initialised, from the kernel's own
+    ``seed``: all chains share the map, and a second ``run`` on the same arguments uses it again. It
+    goes from simple to rich and stops where nothing is left to gain; what is not better than what
+    was there is not taken, so the worst case is NUTS behind an affine map (:meth:`report`).
+
+    - An affine map found by optimisation (Pathfinder and short Gaussian fits), as ``AutoFlow`` has.
+    - ``train="vi"``: the flow as ``nf.fit_guide`` trains it, accepted if its ELBO is higher.
+    - ``train="fisher"``: three windows of pilot chains, each followed by an affine map and a flow
+      trained to the smallest Fisher divergence on the chains' draws and scores, accepted if it is
+      smaller on the draws of held-out chains.
+    - ``train="auto"``: nothing more where the affine map is good enough (importance ESS of 95 %),
+      else ``"vi"``, and one window of ``"fisher"`` where that leaves an ESS below 90 %.
+
+    **Jumps.** NUTS does not cross from mode to mode, whatever its coordinates. With
+    ``jump_every=n`` each n-th iteration also proposes a draw of the flow and accepts it by the
+    ratio of importance weights, which is exact and mixes between the modes that the flow covers;
+    the training then begins at a raised temperature, so that it finds them.
+
+    Cost: the training (some seconds to a minute on CPU), then one gradient of the model and one
+    pass of the flow per step. Vectorised chains are the fastest on one device.
+
+    Sources: Hoffman et al. (2019), arXiv:1903.03704 (neural transport); Seyboldt, Carlson &
+    Carpenter (2026), arXiv:2603.18845 (Fisher divergence); Gabrié, Rotskoff & Vanden-Eijnden
+    (2022), arXiv:2105.12603 (jumps).
+
+    :param model: a NumPyro model with continuous latent sites; its ``param`` sites keep their
+        initial values, as under ``NUTS``.
+    :param flow: a recipe, as for ``nf.AutoFlow``; smooth couplings by default. Splines have kinks
+        in their gradient, which cost NUTS steps.
+    :param train: ``"auto"``, ``"vi"`` or ``"fisher"``.
+    :param num_steps: largest number of training steps by ELBO.
+    :param num_particles: draws per training step; as ``nf.fit_guide`` chooses by default.
+    :param num_pilots: pilot chains, at least 4.
+    :param num_pilot_draws: draws of each pilot chain per window, after as many of warm-up.
+    :param jump_every: iterations from jump to jump, 0 for none.
+    :param seed: of the learning.
+    :param init_strategy: NumPyro's initialisation strategy for the search and for the chains. By
+        default, the search starts as ``init_to_uniform`` and the chains at draws of the flow.
+    :param progress_bar: whether training shows one.
+    :param step_size: as the following, of ``numpyro.infer.NUTS``.
+    :param adapt_step_size: whether warm-up adapts the step size.
+    :param adapt_mass_matrix: whether warm-up adapts the metric in the base space; by default where
+        the map has an importance ESS below 95 %, since elsewhere an estimate has more noise than
+        there is to correct.
+    :param dense_mass: whether that metric is dense.
+    :param target_accept_prob: of the adaptation; 0.8 by default, and 0.7 in 50 dimensions or more
+        if the map has an importance ESS of 95 %: what is best for a normal is about 0.65
+        (Beskos et al., 2013, arXiv:1001.4460), and the rest is caution.
+    :param max_tree_depth: of a trajectory.
+    :raises TypeError: for a model or recipe that cannot be called.
+    :raises ValueError: for an unknown ``train`` or numbers out of range; while initialising, for a
+        model with discrete latent sites or none, arguments that are traced, or fewer than 20
+        iterations of warm-up.
+
+    >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
+    >>> from numpyro.infer import MCMC
+    >>> def model():
+    ...     numpyro.sample("x", dist.Normal(1.0, 2.0))
+    >>> mcmc = MCMC(nf.FlowNUTS(model), num_warmup=50, num_samples=100, progress_bar=False)
+    >>> mcmc.run(jax.random.key(0))
+    >>> mcmc.get_samples()["x"].shape
+    (100,)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        flow: Callable[..., FlowDistribution] = guide_flow,
+        *,
+        train: str = "auto",
+        num_steps: int = 4000,
+        num_particles: int | None = None,
+        num_pilots: int = 8,
+        num_pilot_draws: int = 100,
+        jump_every: int = 0,
+        seed: int = 0,
+        init_strategy: Callable | None = None,
+        progress_bar: bool = True,
+        step_size: float = 1.0,
+        adapt_step_size: bool = True,
+        adapt_mass_matrix: bool | None = None,
+        dense_mass: bool = False,
+        target_accept_prob: float | None = None,
+        max_tree_depth: int = 10,
+    ):
+        if not callable(model):
+            raise TypeError(f"model: expected a NumPyro model, got {type(model).__name__}.")
+        if train not in TRAIN:
+            raise ValueError(f"train: expected one of {sorted(TRAIN)}, got {train!r}.")
+        if target_accept_prob is not None and not 0 < target_accept_prob < 1:
+            raise ValueError(
+                f"target_accept_prob: expected a number in (0, 1), got {target_accept_prob}."
+            )
+        AutoFlow(model, flow)  # to hear of a wrong recipe here
+        self._model = model
+        self._flow = flow
+        self._learning: dict[str, Any] = {
+            "train": train,
+            "num_steps": check_size("num_steps", num_steps),
+            "num_particles": num_particles and check_size("num_particles", num_particles),
+            "num_pilots": check_size("num_pilots", num_pilots, minimum=4),
+            "num_pilot_draws": check_size("num_pilot_draws", num_pilot_draws, minimum=20),
+            "annealing_steps": num_steps // 2 if jump_every else 0,
+            "progress_bar": progress_bar,
+        }
+        self._jump_every = check_size("jump_every", jump_every, minimum=0)
+        self._seed = check_size("seed", seed, minimum=0)
+        self._init_strategy = init_strategy
+        self._nuts = {
+            "step_size": step_size,
+            "adapt_step_size": adapt_step_size,
+            "adapt_mass_matrix": adapt_mass_matrix,
+            "dense_mass": dense_mass,
+            "target_accept_prob": target_accept_prob,
+            "max_tree_depth": max_tree_depth,
+        }
+        self._learned: Learned | None = None
+        self._arguments: Any = None
+        # `MCMC` initialises a kernel whose `_sample_fn` is None.
+        self._init_fn: Any = None
+        self._sample_fn: Any = None
+        self._built_for: Any = None
+
+    @property
+    def model(self) -> Callable:
+        """The model."""
+        return self._model
+
+    @property
+    def sample_field(self) -> str:
+        return "z"
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        # More than NUTS's, for the report.
+        return ("z", "diverging", "num_steps", "energy", "jumped")
+
+    def get_diagnostics_str(self, state: FlowNUTSState) -> str:
+        return (
+            f"{state.num_steps} steps of size {state.adapt_state.step_size:.2e}. "
+            f"acc. prob={state.mean_accept_prob:.2f}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_init_fn": None, "_sample_fn": None}
+
+    def _learn(self, args: tuple, kwargs: dict[str, Any]) -> Learned:
+        """The map for these arguments, learned if it was not."""
+        arguments = jax.tree.flatten((args, kwargs))
+        if self._learned is not None and _same(arguments, self._arguments):
+            return self._learned
+        # Chains may be initialised under `vmap` or `pmap`; what is learned does not depend on them.
+        with jax.ensure_compile_time_eval(), handlers.block():
+            key = jax.random.key(self._seed)
+            model = self._checked_model(key, args, kwargs)
+            strategy = self._init_strategy or init_to_uniform
+            guide = AutoFlow(model, self._flow, prefix="flow", init_loc_fn=strategy)
+            learned = learn(key, guide, args, kwargs, **self._learning)
+        flows = [trial for trial in learned.trials if trial.name.startswith("flow")]
+        if flows and not learned.uses_flow:
+            warnings.warn(
+                "FlowNUTS: no flow improved on an affine map, and sampling goes on with that. "
+                f"{'; '.join(map(str, flows))}.",
+                stacklevel=2,
+            )
+        self._learned, self._arguments = learned, arguments
+        return learned
+
+    def _checked_model(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> Callable:
+        """The model with its ``param`` sites held, if it is one that can be sampled."""
+        trace = handlers.trace(handlers.seed(self._model, key)).get_trace(*args, **kwargs)
+        latent = latent_of(trace)
+        discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
+        if discrete:
+            raise ValueError(
+                f"FlowNUTS: site {discrete[0]!r} is discrete and latent, and flows are continuous. "
+                "Sum it out in the model (`dist.MixtureSameFamily`, `numpyro.factor`), or sample "
+                "it with `numpyro.infer.DiscreteHMCGibbs(numpyro.infer.NUTS(model))`."
+            )
+        if not latent:
+            raise ValueError(
+                "FlowNUTS: the model has no latent sites, so there is nothing to sample. Are all "
+                "its sites observed?"
+            )
+        held = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
+        return handlers.substitute(self._model, data=held) if held else self._model
+
+    def _potential(self, params: Any, args: tuple, kwargs: dict[str, Any]) -> Callable:
+        assert self._learned is not None
+        return warped_potential(self._learned.guide, params, args, kwargs)
+
+    def init(
+        self,
+        rng_key: Array,
+        num_warmup: int,
+        init_params: dict[str, Array] | None = None,
+        model_args: tuple = (),
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> FlowNUTSState:
+        """Learn the map, if need be, and start a chain, or one for each key.
+
+        :param rng_key: ``jax.random.key``, or an array of them for vectorised chains.
+        :param num_warmup: iterations in which NUTS adapts its step size and metric.
+        :param init_params: unconstrained values of the sites where to start.
+        :param model_args: arguments of the model.
+        :param model_kwargs: keyword arguments of the model.
+        """
+        kwargs = model_kwargs or {}
+        if num_warmup < LEAST_WARMUP and self._nuts["adapt_step_size"]:
+            raise ValueError(
+                f"FlowNUTS: expected num_warmup of at least {LEAST_WARMUP}, in which NUTS finds "
+                f"its step size, got {num_warmup}. (The flow is learned before, and needs none.)"
+            )
+        learned = self._learn(model_args, kwargs)
+        traced, static = split_arguments(model_args, kwargs)
+        many = not is_prng_key(rng_key)
+        built_for = (id(learned), num_warmup, many, static)
+        if self._sample_fn is None or self._built_for != built_for:
+            self._build(num_warmup, many, static)
+            self._built_for = built_for
+        warped = self._init_fn(rng_key, init_params, learned.params, traced)
+        rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
+        z = self._sites(learned.params, warped.z)
+        no = jnp.zeros(warped.i.shape, bool)
+        return FlowNUTSState(z, warped, learned.params, no, jnp.zeros_like(warped.i), rng_key)
+
+    def _build(self, num_warmup: int, many: bool, static: Static) -> None:
+        """The programs that start one or many chains and move them on."""
+        init, sample = hmc(potential_fn_gen=self._potential, algo="NUTS")
+        assert self._learned is not None
+        good = self._learned.ess >= GOOD_ENOUGH
+        wide = self._learned.guide.latent_dim >= 50
+        chosen = {
+            "adapt_mass_matrix": not good,
+            "target_accept_prob": 0.7 if good and wide else 0.8,
+        }
+        settings = {
+            name: chosen[name] if value is None else value for name, value in self._nuts.items()
+        }
+
+        # Compiled as one: run bit by bit, its many small programs take seconds.
+        @jax.jit
+        def begin(rng_key: Array, init_params: Any, params: Any, traced: Any) -> HMCState:
+            args, kwargs = join_arguments(traced, static)
+
+            def chain(rng_key: Array, init_params: Any) -> HMCState:
+                start_key, rng_key = jax.random.split(rng_key)
+                start = self._start(start_key, init_params, params, args, kwargs)
+                arguments = (params, args, kwargs)
+                return init(start, num_warmup, model_args=arguments, rng_key=rng_key, **settings)
+
+            return (jax.vmap(chain) if many else chain)(rng_key, init_params)
+
+        self._init_fn = begin
+        # A flow has one set of weights for all chains, which keeps its products matrix by matrix.
+        self._sample_fn = jax.vmap(sample, in_axes=(0, None)) if many else sample
+
+    def _start(
+        self, key: Array, init_params: Any, params: Any, args: tuple, kwargs: dict[str, Any]
+    ) -> Array:
+        """Where a chain starts in the base space."""
+        assert self._learned is not None
+        guide = self._learned.guide
+        if init_params is not None:
+            supports = {name: guide.prototype_trace[name]["fn"].support for name in init_params}
+            values = {name: biject_to(supports[name])(x) for name, x in init_params.items()}
+            latent = guide._pack(values, supports.__getitem__)
+        elif self._init_strategy is not None:
+            with handlers.block():
+                latent = guide._start_latent(key, args, kwargs)
+        else:
+            return finite_start(self._potential(params, args, kwargs), guide.get_base_dist(), key)
+        sites, windings = guide._unpack_latent(latent), guide.get_windings(params)
+        turned = [windings[name].inv(x) if name in windings else x for name, x in sites.items()]
+        latent = jnp.concatenate([x.reshape(-1) for x in turned])
+        return guide.get_transform(params).inv(latent)
+
+    def _sites(self, params: Any, u: Array) -> dict[str, Array]:
+        """Unconstrained values of the sites from points of the base space, ``(*batch, dim)``."""
+        assert self._learned is not None
+        guide = self._learned.guide
+        return guide._unpack_latent(guide.get_transform(params)(u))
+
+    def sample(
+        self, state: FlowNUTSState, model_args: tuple, model_kwargs: dict[str, Any]
+    ) -> FlowNUTSState:
+        """One iteration of NUTS in the base space, and a jump if it is time for one."""
+        arguments = (state.flow, model_args, model_kwargs)
+        warped = self._sample_fn(state.warped._replace(rng_key=state.rng_key), arguments)
+        spent = state.num_gradients + warped.num_steps
+        jumped = jnp.zeros_like(state.jumped)
+        if self._jump_every:
+            jump = functools.partial(self._jump, arguments)
+            many = not is_prng_key(state.rng_key)
+            time = warped.i.reshape(-1)[0] % self._jump_every == 0
+            warped, jumped = jax.lax.cond(
+                time,
+                jax.vmap(jump) if many else jump,
+                lambda warped: (warped, jnp.zeros_like(state.jumped)),
+                warped,
+            )
+            spent = spent + time
+        z = self._sites(state.flow, warped.z)
+        rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
+        return FlowNUTSState(z, warped, state.flow, jumped, spent, rng_key)
+
+    def _jump(self, arguments: tuple, warped: HMCState) -> tuple[HMCState, Array]:
+        """An independence Metropolis step with the base distribution as proposal."""
+        assert self._learned is not None
+        base = self._learned.guide.get_base_dist()
+        potential = self._potential(*arguments)
+        key, propose_key, accept_key = jax.random.split(warped.rng_key, 3)
+        proposal = base.sample(propose_key)
+        energy, grad = jax.value_and_grad(potential)(proposal)
+        log_ratio = (warped.potential_energy + base.log_prob(warped.z)) - (
+            energy + base.log_prob(proposal)
+        )
+        uniform = jax.random.uniform(accept_key, dtype=energy.dtype)
+        accepted = jnp.log(uniform) < log_ratio  # false for NaN
+        moved = warped._replace(z=proposal, potential_energy=energy, z_grad=grad)
+        after = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, warped)
+        return after._replace(rng_key=key), accepted
+
+    def postprocess_fn(self, model_args: tuple, model_kwargs: dict[str, Any]) -> Callable:
+        """From unconstrained values to those of the latent and deterministic sites."""
+        learned = self._learned
+        if learned is None:
+            return lambda z: z
+        trace = learned.guide.prototype_trace
+        angles = learned.guide.circular
+        model = handlers.seed(learned.guide.model, 0)
+        follow = any(site["type"] == "deterministic" for site in trace.values())
+
+        def postprocess(z: dict[str, Array]) -> dict[str, Array]:
+            values = {
+                name: wrapped(x) if name in angles else biject_to(trace[name]["fn"].support)(x)
+                for name, x in z.items()
+            }
+            if not follow:
+                return values
+            with handlers.block():
+                run = handlers.trace(handlers.substitute(model, data=values))
+                sites = run.get_trace(*model_args, **model_kwargs)
+            return values | {
+                name: site["value"]
+                for name, site in sites.items()
+                if site["type"] == "deterministic"
+            }
+
+        return postprocess
+
+    def report(self, mcmc: MCMC | None = None) -> FlowNUTSReport:
+        """What was learned, and with the run how it went.
+
+        :param mcmc: the ``MCMC`` that ran this kernel.
+        :raises ValueError: if nothing was learned yet, or ``mcmc`` ran another kernel.
+        """
+        if self._learned is None:
+            raise ValueError("FlowNUTS: nothing was learned yet. Call `mcmc.run(key, ...)` first.")
+        learned = self._learned
+        report = FlowNUTSReport(
+            trials=learned.trials,
+            ess=learned.ess,
+            khat=learned.khat,
+            training_gradients=learned.num_gradients,
+            pilot_divergences=learned.pilot_divergences,
+            uses_flow=learned.uses_flow,
+        )
+        if mcmc is None:
+            return report
+        if mcmc.sampler is not self or mcmc.last_state is None:
+            raise ValueError("mcmc: expected the `MCMC` that ran this kernel, after its run.")
+        fields = mcmc.get_extra_fields(group_by_chain=True)
+        energy = np.asarray(fields["energy"])
+        jumped = np.asarray(fields["jumped"])
+        num_jumps = jumped.shape[1] // self._jump_every if self._jump_every else 0
+        return dataclasses.replace(
+            report,
+            sampling_gradients=int(np.asarray(mcmc.last_state.num_gradients).sum()),
+            divergences=int(np.asarray(fields["diverging"]).sum()),
+            bfmi=(np.diff(energy, axis=1) ** 2).mean(1) / energy.var(axis=1),
+            jump_acceptance=float(jumped.sum(1).mean() / num_jumps) if num_jumps else None,
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two flattened arguments are the same arrays, or equal where they are no arrays."""
+    (leaves, structure), (others, another) = one, other
+    return structure == another and all(
+        a is b or (not hasattr(a, "shape") and not is_traced(a) and a == b)
+        for a, b in zip(leaves, others, strict=True)
+    )
