@@ -64,6 +64,7 @@ def fisher_divergence(flow: FlowDistribution, draws: Scored) -> Array:
     return ((score - wanted) ** 2).mean()
 
 
+@jax.jit
 def affine_of_scores(affine: FixedAffine, draws: Scored) -> FixedAffine:
     r"""An affine map from draws and scores, with ``affine`` as the rough one to start in.
 
@@ -94,11 +95,35 @@ def affine_of_scores(affine: FixedAffine, draws: Scored) -> FixedAffine:
     return moved(affine, Gaussian(loc, jnp.log(jnp.diagonal(factor)), factor))
 
 
+@jax.jit
+def affine_of_moments(affine: FixedAffine, x: Array) -> FixedAffine:
+    """An affine map with mean and covariance of draws, with ``affine`` as the rough one.
+
+    :param x: shape ``(n, dim)``; with fewer than twice as many rows as coordinates, or beyond 128
+        coordinates, the covariance is diagonal there.
+    """
+    w = affine.inv(x)
+    num, dim = w.shape
+    mean, scale = w.mean(0), w.std(0)
+    if dim > FULL:
+        return moved(affine, Gaussian(mean, jnp.log(scale), None))
+    if num < 2 * dim:
+        return moved(affine, Gaussian(mean, jnp.log(scale), jnp.zeros((dim, dim), w.dtype)))
+    factor = jnp.linalg.cholesky(jnp.cov(w.T).reshape(dim, dim))
+    return moved(affine, Gaussian(mean, jnp.log(jnp.diagonal(factor)), factor))
+
+
 def _power(matrix: Array, power: float) -> Array:
     """A power of a symmetric positive matrix."""
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     least = jnp.finfo(matrix.dtype).eps * values[-1]
     return (vectors * jnp.maximum(values, least) ** power) @ vectors.T
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def log_density_of(guide: AutoFlow, params: dict[str, Any], x: Array) -> Array:
+    """Mean log density of draws under a guide's flow."""
+    return guide.get_posterior(params).log_prob(x).mean()
 
 
 @functools.partial(jax.jit, static_argnums=0)

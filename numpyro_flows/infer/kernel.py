@@ -128,8 +128,10 @@ class FlowNUTS(MCMCKernel):
 
     **Jumps.** NUTS does not cross from mode to mode, whatever its coordinates. With
     ``jump_every=n`` each n-th iteration also proposes a draw of the flow and accepts it by the
-    ratio of importance weights, which is exact and mixes between the modes that the flow covers;
-    the training then begins at a raised temperature, so that it finds them.
+    ratio of importance weights, which is exact and mixes between the modes that the flow covers.
+    For that, more pilot chains begin at scattered starts (``init_strategy``), and a flow is trained
+    by maximum likelihood on what they find, accepted if held-out chains are likelier under it. A
+    mode that no start leads to is not found. Without jumps each chain stays in its mode.
 
     Cost: the training (some seconds to a minute on CPU), then one gradient of the model and one
     pass of the flow per step. Vectorised chains are the fastest on one device.
@@ -215,7 +217,7 @@ class FlowNUTS(MCMCKernel):
             "num_particles": num_particles and check_size("num_particles", num_particles),
             "num_pilots": check_size("num_pilots", num_pilots, minimum=4),
             "num_pilot_draws": check_size("num_pilot_draws", num_pilot_draws, minimum=20),
-            "annealing_steps": num_steps // 2 if jump_every else 0,
+            "several_modes": jump_every > 0,
             "progress_bar": progress_bar,
         }
         self._jump_every = check_size("jump_every", jump_every, minimum=0)

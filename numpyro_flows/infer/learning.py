@@ -22,10 +22,19 @@ from numpyro.infer.hmc import hmc
 from numpyro.infer.util import potential_energy
 
 from ..diagnostics import importance_ess, psis_khat
-from ..distribution import FlowDistribution
+from ..distribution import FlowDistribution, combine, partition
+from ..training import fit
 from ..transforms import FixedAffine
 from .arguments import Static, join_arguments, split_arguments
-from .fisher import Scored, affine_of_scores, divergence_of, fit_fisher, through
+from .fisher import (
+    Scored,
+    affine_of_moments,
+    affine_of_scores,
+    divergence_of,
+    fit_fisher,
+    log_density_of,
+    through,
+)
 from .fit import default_num_particles, fit_guide
 from .guide import AutoFlow, build, is_traced
 from .importance import importance_log_weights
@@ -47,8 +56,8 @@ class Trial:
     """One candidate map.
 
     :ivar name: what it is and how it was trained.
-    :ivar measure: ``"ELBO"``, larger is better, or ``"Fisher divergence"`` on held-out draws,
-        smaller is better; both comparable only within a trial.
+    :ivar measure: ``"ELBO"`` or the mean ``"log density"`` of held-out draws, where larger is
+        better, or their ``"Fisher divergence"``, where smaller is; comparable within a trial.
     :ivar before: that of the map accepted so far.
     :ivar after: that of this one.
     :ivar accepted: whether it is better.
@@ -61,9 +70,9 @@ class Trial:
 
     @property
     def accepted(self) -> bool:
-        if self.measure == "ELBO":
-            return self.after > self.before
-        return self.after < self.before
+        if self.measure == "Fisher divergence":
+            return self.after < self.before
+        return self.after > self.before
 
     def __str__(self) -> str:
         verb = "accepted" if self.accepted else "rejected"
@@ -116,14 +125,36 @@ class _Pilot(NamedTuple):
     num_divergences: Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _base_starts(
+    guide: AutoFlow, params: Any, key: Array, traced: Any, static: Static, num: int
+) -> Array:
+    """Draws of a guide's base at which the density is finite, ``(num, dim)``."""
+    args, kwargs = join_arguments(traced, static)
+    potential = warped_potential(guide, params, args, kwargs)
+    keys = jax.random.split(key, num)
+    return jax.vmap(lambda key: finite_start(potential, guide.get_base_dist(), key))(keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def _model_starts(
+    guide: AutoFlow, params: Any, key: Array, traced: Any, static: Static, num: int
+) -> Array:
+    """Starts of the initialisation strategy, in a guide's base space, ``(num, dim)``."""
+    args, kwargs = join_arguments(traced, static)
+    keys = jax.random.split(key, num)
+    latent = jax.vmap(lambda key: guide._start_latent(key, args, kwargs))(keys)
+    return guide.get_transform(params).inv(latent)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _pilot(
     guide: AutoFlow,
     params: dict[str, Any],
+    starts: Array,
     key: Array,
     traced: Any,
     static: Static,
-    num_chains: int,
     num_draws: int,
 ) -> _Pilot:
     """Short NUTS chains in a guide's base space; draws ``(chains, draws, dim)`` in the model's."""
@@ -131,9 +162,7 @@ def _pilot(
     potential = warped_potential(guide, params, args, kwargs)
     init, sample = hmc(potential, algo="NUTS")
 
-    def chain(key: Array) -> Any:
-        start_key, key = jax.random.split(key)
-        start = finite_start(potential, guide.get_base_dist(), start_key)
+    def chain(start: Array, key: Array) -> Any:
         state = init(start, num_warmup=num_draws, max_tree_depth=8, rng_key=key)
 
         def step(state: Any, _: None) -> Any:
@@ -143,7 +172,7 @@ def _pilot(
         _, (u, score, steps, diverging) = jax.lax.scan(step, state, length=2 * num_draws)
         return u[num_draws:], score[num_draws:], steps.sum(), diverging[num_draws:].sum()
 
-    u, score, steps, diverging = jax.vmap(chain)(jax.random.split(key, num_chains))
+    u, score, steps, diverging = jax.vmap(chain)(starts, jax.random.split(key, len(starts)))
     draws = through(guide.get_transform(params).inv, Scored(u, score))
     return _Pilot(draws, steps.sum(), diverging.sum())
 
@@ -153,6 +182,150 @@ def finite_start(potential: Callable[[Array], Array], base: Any, key: Array, num
     draws = base.sample(key, (num,))
     finite = jnp.isfinite(jax.lax.map(potential, draws))
     return draws[jnp.where(finite.any(), jnp.argmax(finite), -1)]
+
+
+class _Learner:
+    """The map accepted so far, and the stages that propose others."""
+
+    def __init__(self, key: Array, guide: AutoFlow, args: tuple, kwargs: dict[str, Any]):
+        setup_key, locate_key, self._flow_key, self._weight_key, self._key = jax.random.split(
+            key, 5
+        )
+        self._args, self._kwargs = args, kwargs
+        self._arguments = split_arguments(args, kwargs)
+        with handlers.seed(rng_seed=setup_key):
+            guide._setup_prototype(*args, **kwargs)
+        located = guide._locate(locate_key, args, kwargs)
+        self._names = f"{guide.prefix}_flow$params", f"{guide.prefix}_preconditioner"
+        self._rich, self._simple = guide, with_flow(guide, affine_only)
+        self._located = located.affine
+        self.guide, self.params = self._simple, self._fresh(affine_only, located.affine)
+        self.num_gradients, self.pilot_divergences = int(located.num_gradients), 0
+        self.trials: list[Trial] = []
+        self.judge()
+
+    def _next_key(self) -> Array:
+        self._key, key = jax.random.split(self._key)
+        return key
+
+    def _fresh(
+        self, recipe: Callable[..., FlowDistribution], affine: FixedAffine
+    ) -> dict[str, Any]:
+        """Parameters of a guide whose flow is still the identity."""
+        flow, _ = build(recipe, self._rich.latent_dim, self._flow_key)
+        return dict(zip(self._names, (flow, affine), strict=True))
+
+    @property
+    def _affine(self) -> FixedAffine:
+        return self.params[self._names[1]]
+
+    def judge(self) -> None:
+        """Weigh draws of the accepted map."""
+        drawn = importance_log_weights(
+            self._weight_key,
+            self.guide,
+            self.params,
+            *self._args,
+            num_samples=NUM_DRAWS,
+            **self._kwargs,
+        )
+        weights = np.asarray(drawn, float)
+        self.elbo = float(weights.mean())
+        self.ess, self.khat = importance_ess(weights), psis_khat(weights)
+
+    def _consider(
+        self,
+        name: str,
+        measure: str,
+        figures: tuple[float, float],
+        guide: AutoFlow,
+        params: dict[str, Any] | None,
+    ) -> None:
+        """Take a candidate if it is better."""
+        self.trials.append(Trial(name, measure, *figures))
+        if self.trials[-1].accepted and params is not None:
+            self.guide, self.params = guide, params
+
+    def by_elbo(self, num_steps: int, num_particles: int | None, progress_bar: bool) -> None:
+        """The flow as ``fit_guide`` trains it."""
+        particles = num_particles or default_num_particles(self._rich.latent_dim)
+        name, params, elbo, steps = "flow by ELBO", None, -np.inf, num_steps
+        try:
+            fitted = fit_guide(
+                self._next_key(),
+                self._rich,
+                *self._args,
+                num_steps=num_steps,
+                num_particles=particles,
+                init_params=self._fresh(self._rich._recipe, self._located),
+                target_ess=GOOD_ENOUGH,
+                num_draws=NUM_DRAWS,
+                progress_bar=progress_bar,
+                **self._kwargs,
+            )
+        except ValueError as error:
+            if "never finite" not in str(error):
+                raise
+        else:
+            params, elbo, steps = fitted.params, fitted.elbo, len(fitted.losses)
+            elbo = float(np.nan_to_num(elbo, nan=-np.inf))
+        self.num_gradients += steps * particles
+        self._consider(name, "ELBO", (self.elbo, elbo), self._rich, params)
+        if self.guide is self._rich:
+            self.elbo, self.ess, self.khat = fitted.elbo, fitted.ess, fitted.khat
+
+    def _run_pilots(
+        self, guide: AutoFlow, params: dict[str, Any], starts: Array, num_draws: int
+    ) -> tuple[Scored, Scored]:
+        pilot = _pilot(guide, params, starts, self._next_key(), *self._arguments, num_draws)
+        self.num_gradients += int(pilot.num_gradients)
+        self.pilot_divergences += int(pilot.num_divergences)
+        return _divide(pilot.draws)
+
+    def by_scores(self, label: str, num_pilots: int, num_draws: int) -> None:
+        """Affine map and flow from draws and scores of chains in the accepted map's space."""
+        starts = _base_starts(
+            self.guide, self.params, self._next_key(), *self._arguments, num_pilots
+        )
+        draws, held_out = self._run_pilots(self.guide, self.params, starts, num_draws)
+        if not len(draws.x) or not len(held_out.x):
+            return
+        measure = "Fisher divergence"
+        before = _number(divergence_of(self.guide, self.params, held_out))
+        found = self._fresh(affine_only, affine_of_scores(self._affine, draws))
+        after = _number(divergence_of(self._simple, found, held_out))
+        self._consider(f"affine by scores, {label}", measure, (before, after), self._simple, found)
+        start = self.params
+        if self.guide is self._simple:
+            start = self._fresh(self._rich._recipe, self._affine)
+        found, losses = fit_fisher(self._rich, start, draws, held_out, self._next_key())
+        figures = min(before, after), _number(jnp.nanmin(losses))
+        self._consider(f"flow by scores, {label}", measure, figures, self._rich, found)
+
+    def by_draws(self, num_pilots: int, num_draws: int, progress_bar: bool) -> None:
+        """A flow over all modes that chains from scattered starts find, by likelihood."""
+        wide = self._fresh(affine_only, self._located)
+        starts = _model_starts(self._simple, wide, self._next_key(), *self._arguments, num_pilots)
+        draws, held_out = self._run_pilots(self._simple, wide, starts, num_draws)
+        if not len(draws.x) or not len(held_out.x):
+            return
+        affine = affine_of_moments(self._located, draws.x)
+        fresh = self._fresh(self._rich._recipe, affine)
+        fitted = fit(
+            self._next_key(),
+            combine(fresh[self._names[0]], self._rich._rest),
+            affine.inv(draws.x),
+            standardize=False,
+            patience=20,
+            progress_bar=progress_bar,
+        )
+        found = fresh | {self._names[0]: partition(fitted.flow)[0]}
+        figures = (
+            float(log_density_of(self.guide, self.params, held_out.x)),
+            float(log_density_of(self._rich, found, held_out.x)),
+        )
+        name = "flow by draws from scattered starts"
+        self._consider(name, "log density", figures, self._rich, found)
 
 
 def learn(
@@ -166,7 +339,7 @@ def learn(
     num_particles: int | None,
     num_pilots: int,
     num_pilot_draws: int,
-    annealing_steps: int,
+    several_modes: bool,
     progress_bar: bool,
 ) -> Learned:
     """Learn a map for a model and its arguments; see :class:`~numpyro_flows.FlowNUTS`."""
@@ -175,91 +348,25 @@ def learn(
             "FlowNUTS: the model's arguments are being traced, and a flow is learned from numbers. "
             "Call `mcmc.run` outside `jax.jit` and `jax.vmap`."
         )
-    setup_key, locate_key, flow_key, fit_key, weight_key, key = jax.random.split(key, 6)
-    with handlers.seed(rng_seed=setup_key):
-        guide._setup_prototype(*args, **kwargs)
-    located = guide._locate(locate_key, args, kwargs)
-    spent = int(located.num_gradients)
-    names = f"{guide.prefix}_flow$params", f"{guide.prefix}_preconditioner"
-
-    def fresh(recipe: Callable[..., FlowDistribution], affine: FixedAffine) -> dict[str, Any]:
-        return dict(zip(names, (build(recipe, guide.latent_dim, flow_key)[0], affine), strict=True))
-
-    def judge(guide: AutoFlow, params: dict[str, Any]) -> tuple[float, float, float]:
-        """ELBO, importance ESS and k-hat."""
-        drawn = importance_log_weights(
-            weight_key, guide, params, *args, num_samples=NUM_DRAWS, **kwargs
-        )
-        weights = np.asarray(drawn, float)
-        return float(weights.mean()), importance_ess(weights), psis_khat(weights)
-
-    current = simple = with_flow(guide, affine_only)
-    params = fresh(affine_only, located.affine)
-    elbo, ess, khat = judge(current, params)
-    trials: list[Trial] = []
-    if train == "auto" and ess >= GOOD_ENOUGH:
-        return Learned(current, params, (), khat, ess, spent, 0)
-
-    if train != "fisher":
-        particles = num_particles or default_num_particles(guide.latent_dim)
-        try:
-            fitted = fit_guide(
-                fit_key,
-                guide,
-                *args,
-                num_steps=num_steps,
-                num_particles=particles,
-                annealing_steps=annealing_steps,
-                init_params=fresh(guide._recipe, located.affine),
-                target_ess=GOOD_ENOUGH,
-                num_draws=NUM_DRAWS,
-                progress_bar=progress_bar,
-                **kwargs,
-            )
-        except ValueError as error:
-            if "never finite" not in str(error):
-                raise
-            trials.append(Trial("flow by ELBO", "ELBO", elbo, -np.inf))
-            spent += num_steps * particles
-        else:
-            spent += len(fitted.losses) * particles
-            found = np.nan_to_num(fitted.elbo, nan=-np.inf)
-            trials.append(Trial("flow by ELBO", "ELBO", elbo, found))
-            if trials[-1].accepted:
-                current, params, ess, khat = guide, fitted.params, fitted.ess, fitted.khat
-    num_windows = {"vi": 0, "auto": int(ess < TRUSTED), "fisher": WINDOWS}[train]
-
-    num_diverging = 0
-    for window in range(num_windows):
-        pilot_key, train_key, key = jax.random.split(key, 3)
-        arguments = split_arguments(args, kwargs)
-        pilot = _pilot(current, params, pilot_key, *arguments, num_pilots, num_pilot_draws)
-        spent += int(pilot.num_gradients)
-        num_diverging += int(pilot.num_divergences)
-        draws, held_out = _divide(pilot.draws)
-        if len(draws.x) == 0 or len(held_out.x) == 0:
-            break
-        before = float(divergence_of(current, params, held_out))
-
-        label = f"{window + 1} of {num_windows}"
-        affine = _affine_of_scores(params[names[1]], draws)
-        found = fresh(affine_only, affine)
-        after = _number(divergence_of(simple, found, held_out))
-        trials.append(Trial(f"affine by scores, {label}", "Fisher divergence", before, after))
-        if trials[-1].accepted:
-            current, params, before = simple, found, after
-        start = params if current is guide else fresh(guide._recipe, params[names[1]])
-        found, losses = fit_fisher(guide, start, draws, held_out, train_key)
-        after = _number(jnp.nanmin(losses))
-        trials.append(Trial(f"flow by scores, {label}", "Fisher divergence", before, after))
-        if trials[-1].accepted:
-            current, params = guide, found
-    if any(trial.accepted for trial in trials[-2 * num_windows :] if num_windows):
-        ess, khat = judge(current, params)[1:]
-    return Learned(current, params, tuple(trials), khat, ess, spent, num_diverging)
-
-
-_affine_of_scores = jax.jit(affine_of_scores)
+    learner = _Learner(key, guide, args, kwargs)
+    if train == "vi" or (train == "auto" and learner.ess < GOOD_ENOUGH):
+        learner.by_elbo(num_steps, num_particles, progress_bar)
+    windows = {"vi": 0, "auto": int(learner.ess < TRUSTED), "fisher": WINDOWS}[train]
+    for window in range(windows):
+        learner.by_scores(f"{window + 1} of {windows}", num_pilots, num_pilot_draws)
+    if several_modes:
+        learner.by_draws(2 * num_pilots, 2 * num_pilot_draws, progress_bar)
+    if any(trial.accepted and trial.measure != "ELBO" for trial in learner.trials):
+        learner.judge()
+    return Learned(
+        learner.guide,
+        learner.params,
+        tuple(learner.trials),
+        learner.khat,
+        learner.ess,
+        learner.num_gradients,
+        learner.pilot_divergences,
+    )
 
 
 def _number(loss: Array) -> float:
