@@ -159,7 +159,7 @@ def ours(posterior: models.Posterior, seed: int, **settings) -> dict:
     }
 
 
-def nutpies(posterior: models.Posterior, seed: int) -> dict:
+def nutpies(posterior: models.Posterior, seed: int, tune: int = 1500) -> dict:
     """nutpie with its flow, on the same unconstrained density; two chains."""
     import nutpie
     from numpyro import handlers
@@ -183,28 +183,24 @@ def nutpies(posterior: models.Posterior, seed: int) -> dict:
 
         return logp
 
-    def make_raw():
-        return value_and_grad, log_density
-
     start = time.perf_counter()
     compiled = nutpie.compiled_pyfunc.from_pyfunc(
         ndim=dim,
         make_logp_fn=make_logp,
-        make_expand_fn=lambda *_: lambda z: {"z": np.asarray(z, np.float64)},
-        expanded_dtypes=[np.float64],
+        make_expand_fn=lambda *_: lambda z, **__: {"z": np.asarray(z, np.float64)},
+        expanded_dtypes=[np.dtype("float64")],
         expanded_shapes=[(dim,)],
         expanded_names=["z"],
-        raw_logp_fn=log_density,
+        raw_logp_fn=lambda z: (log_density(z),),
     ).with_transform_adapt(verbose=False)
     trace = nutpie.sample(
         compiled,
         chains=2,
-        tune=1500,
+        tune=tune,
         draws=DRAWS,
         seed=seed,
         transform_adapt=True,
         progress_bar=False,
-        cores=1,
     )
     seconds = time.perf_counter() - start
     z = jnp.asarray(trace.posterior["z"].values)

@@ -13,7 +13,6 @@ Prints one table and writes one picture. Takes about a minute on two cores.
 
 import argparse
 import time
-import warnings
 from functools import partial
 
 import jax
@@ -23,7 +22,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
-from numpyro.infer import MCMC, NUTS, SVI, init_to_median
+from numpyro.infer import NUTS, SVI, init_to_median
+from sampling import bulk_ess, draw_base, print_table, run
 
 import numpyro_flows as nf
 
@@ -42,21 +42,7 @@ def model(sigma, y):
 
 
 def run_nuts(model, seed):
-    """Draws by chain, divergences, gradients after warm-up and seconds."""
-    mcmc = MCMC(
-        NUTS(model, target_accept_prob=0.9),  # careful steps, for both
-        num_warmup=1000,
-        num_samples=1000,
-        num_chains=4,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    start = time.perf_counter()
-    mcmc.run(jax.random.key(seed), SIGMA, Y, extra_fields=("num_steps", "diverging"))
-    draws = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
-    seconds = time.perf_counter() - start
-    fields = mcmc.get_extra_fields()
-    return draws, int(fields["diverging"].sum()), int(fields["num_steps"].sum()), seconds
+    return run(NUTS(model, target_accept_prob=0.9), SIGMA, Y, seed=seed)  # careful steps, for both
 
 
 def train_guide(num_steps, num_particles=128):
@@ -72,31 +58,20 @@ def train_guide(num_steps, num_particles=128):
     return guide, result.params, time.perf_counter() - start
 
 
-def bulk_ess(draws):
-    """Bulk effective sample size of each parameter, all shapes flattened."""
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # ArviZ 0.23 on import
-        import arviz
-    return {
-        name: [float(arviz.ess(chain, method="bulk")) for chain in np.moveaxis(flat, -1, 0)]
-        for name in ("mu", "tau", "theta")
-        for flat in [np.asarray(draws[name]).reshape(*draws[name].shape[:2], -1)]
-    }
-
-
 def row(name, draws, divergences="", ess="", per_gradient="", seconds=0.0):
     moments = [f"{draws[site].mean():.1f} +- {draws[site].std():.1f}" for site in KNOWN]
     return [name, divergences, ess, per_gradient, f"{seconds:.1f}", *moments]
 
 
-def sampler_row(name, draws, divergences, gradients, seconds):
-    ess = bulk_ess(draws)
-    tau_per_gradient = 1000 * ess["tau"][0] / gradients
+def sampler_row(name, result):
+    ess = bulk_ess({site: result.draws[site] for site in ("mu", "tau", "theta")})
+    tau_per_gradient = 1000 * ess["tau"][0] / result.gradients
     lowest = min(min(values) for values in ess.values())
-    cells = str(divergences), f"{lowest:.0f}", f"{tau_per_gradient:.2f}"
-    return row(name, draws, *cells, seconds), tau_per_gradient
+    cells = str(result.divergences), f"{lowest:.0f}", f"{tau_per_gradient:.2f}"
+    return row(name, result.draws, *cells, result.seconds), tau_per_gradient
 
 
-def print_table(rows):
+def print_results(rows):
     header = [
         "",
         "divergences",
@@ -106,11 +81,7 @@ def print_table(rows):
         *KNOWN,
     ]
     known = ["known posterior", "", "", "", "", *(f"{m} +- {s}" for m, s in KNOWN.values())]
-    lines = [header, *rows, known]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        cells = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        print("  ".join([line[0].ljust(widths[0]), *cells]))
+    print_table(header, [*rows, known])
 
 
 def draw_picture(path, plain, warped, guide, params):
@@ -136,25 +107,19 @@ def draw_picture(path, plain, warped, guide, params):
     log_tau = np.log(np.asarray(warped["tau"])).ravel()
     index = guide._unpack_latent(jnp.arange(guide.latent_dim))
     tau_index, theta_index = int(index["tau"]), int(index["theta"][0])
-    points = right.scatter(
+    points = draw_base(
+        right,
         latent[:, theta_index],
         latent[:, tau_index],
-        c=log_tau,
+        log_tau,
         cmap="viridis",
         vmin=-3,
         vmax=3,
-        **style,
     )
-    circle = np.linspace(0, 2 * np.pi, 200)
-    for radius in (1, 2, 3):
-        right.plot(radius * np.cos(circle), radius * np.sin(circle), color="0.6", linewidth=0.7)
     right.set(
         title="The flow's base space: close to a standard normal",
         xlabel=r"base coordinate of $\theta_1$",
         ylabel=r"base coordinate of $\log\tau$",
-        xlim=(-4.5, 4.5),
-        ylim=(-4.5, 4.5),
-        aspect="equal",
     )
     bar = figure.colorbar(points, ax=right, label=r"$\log\tau$ of the draw")
     bar.solids.set_alpha(1)
@@ -183,9 +148,9 @@ def main():
     print("NUTS after NeuTra ...\n", flush=True)
     warped = run_nuts(nf.NeuTraReparam(guide, params).reparam(model), seed=1)
 
-    nuts_row, nuts_rate = sampler_row("NUTS", *plain)
-    neutra_row, neutra_rate = sampler_row("NUTS after NeuTra", *warped)
-    print_table([nuts_row, row("AutoFlow alone", draws, seconds=train_seconds), neutra_row])
+    nuts_row, nuts_rate = sampler_row("NUTS", plain)
+    neutra_row, neutra_rate = sampler_row("NUTS after NeuTra", warped)
+    print_results([nuts_row, row("AutoFlow alone", draws, seconds=train_seconds), neutra_row])
     error = float(log_weights.std() / len(log_weights) ** 0.5)
     print(
         f"\nAutoFlow: ELBO {log_weights.mean():.3f} +- {error:.3f}, "
@@ -194,9 +159,9 @@ def main():
     )
     print(
         f"NeuTra: {neutra_rate / nuts_rate:.0f} times NUTS's effective draws of tau per gradient. "
-        f"Its {warped[3]:.1f} s come after the guide's {train_seconds:.1f} s; all with compilation."
+        f"Its {warped.seconds:.1f} s come after the guide's {train_seconds:.1f} s; with compilation."
     )
-    draw_picture(options.picture, plain[0], warped[0], guide, params)
+    draw_picture(options.picture, plain.draws, warped.draws, guide, params)
     print(f"Picture: {options.picture}")
 
 

@@ -199,10 +199,11 @@ def test_starts_are_honoured(learned):
     np.testing.assert_allclose(state.z["narrow"], -0.5, atol=1e-4)
 
 
-def test_params_of_the_model_keep_their_values():
+def test_params_of_the_model_keep_their_values_and_priors_need_no_draws():
     def model(y):
         scale = numpyro.param("scale", 0.5, constraint=constraints.positive)
-        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        x = numpyro.sample("x", dist.ImproperUniform(constraints.real, (), ()))
+        numpyro.factor("prior", -0.5 * x**2)
         numpyro.sample("y", dist.Normal(x, scale), obs=y)
 
     k = nf.FlowNUTS(model, SMALL, train="vi", num_steps=100, progress_bar=False)

@@ -244,6 +244,17 @@ class FlowNUTS(MCMCKernel):
         return self._model
 
     @property
+    def sites(self) -> dict[str, Array]:
+        """Which base coordinates became each site: indices of the site's unconstrained shape.
+
+        ``extra_fields=("warped.z",)`` keeps the draws in the base space, ``(dim,)`` each.
+
+        :raises ValueError: before a map was learned.
+        """
+        guide = self._known().guide
+        return guide._unpack_latent(jnp.arange(guide.latent_dim))
+
+    @property
     def sample_field(self) -> str:
         return "z"
 
@@ -283,9 +294,17 @@ class FlowNUTS(MCMCKernel):
         self._learned, self._arguments = learned, arguments
         return learned
 
+    def _known(self) -> Learned:
+        """What was learned."""
+        if self._learned is None:
+            raise ValueError("FlowNUTS: nothing was learned yet. Call `mcmc.run(key, ...)` first.")
+        return self._learned
+
     def _checked_model(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> Callable:
         """The model with its ``param`` sites held, if it is one that can be sampled."""
-        trace = handlers.trace(handlers.seed(self._model, key)).get_trace(*args, **kwargs)
+        strategy = self._init_strategy or init_to_uniform  # draws where a prior has none
+        started = handlers.substitute(handlers.seed(self._model, key), substitute_fn=strategy)
+        trace = handlers.trace(started).get_trace(*args, **kwargs)
         latent = latent_of(trace)
         discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
         if discrete:
@@ -303,8 +322,7 @@ class FlowNUTS(MCMCKernel):
         return handlers.substitute(self._model, data=held) if held else self._model
 
     def _potential(self, params: Any, args: tuple, kwargs: dict[str, Any]) -> Callable:
-        assert self._learned is not None
-        return warped_potential(self._learned.guide, params, args, kwargs)
+        return warped_potential(self._known().guide, params, args, kwargs)
 
     def init(
         self,
@@ -344,9 +362,8 @@ class FlowNUTS(MCMCKernel):
     def _build(self, num_warmup: int, many: bool, static: Static) -> None:
         """The programs that start one or many chains and move them on."""
         init, sample = hmc(potential_fn_gen=self._potential, algo="NUTS")
-        assert self._learned is not None
-        good = self._learned.ess >= GOOD_ENOUGH
-        wide = self._learned.guide.latent_dim >= 50
+        learned = self._known()
+        good, wide = learned.ess >= GOOD_ENOUGH, learned.guide.latent_dim >= 50
         chosen = {
             "adapt_mass_matrix": not good,
             "target_accept_prob": 0.7 if good and wide else 0.8,
@@ -376,8 +393,7 @@ class FlowNUTS(MCMCKernel):
         self, key: Array, init_params: Any, params: Any, args: tuple, kwargs: dict[str, Any]
     ) -> Array:
         """Where a chain starts in the base space."""
-        assert self._learned is not None
-        guide = self._learned.guide
+        guide = self._known().guide
         if init_params is not None:
             supports = {name: guide.prototype_trace[name]["fn"].support for name in init_params}
             values = {name: biject_to(supports[name])(x) for name, x in init_params.items()}
@@ -394,8 +410,7 @@ class FlowNUTS(MCMCKernel):
 
     def _sites(self, params: Any, u: Array) -> dict[str, Array]:
         """Unconstrained values of the sites from points of the base space, ``(*batch, dim)``."""
-        assert self._learned is not None
-        guide = self._learned.guide
+        guide = self._known().guide
         return guide._unpack_latent(guide.get_transform(params)(u))
 
     def sample(
@@ -423,8 +438,7 @@ class FlowNUTS(MCMCKernel):
 
     def _jump(self, arguments: tuple, warped: HMCState) -> tuple[HMCState, Array]:
         """An independence Metropolis step with the base distribution as proposal."""
-        assert self._learned is not None
-        base = self._learned.guide.get_base_dist()
+        base = self._known().guide.get_base_dist()
         potential = self._potential(*arguments)
         key, propose_key, accept_key = jax.random.split(warped.rng_key, 3)
         proposal = base.sample(propose_key)
@@ -472,9 +486,7 @@ class FlowNUTS(MCMCKernel):
         :param mcmc: the ``MCMC`` that ran this kernel.
         :raises ValueError: if nothing was learned yet, or ``mcmc`` ran another kernel.
         """
-        if self._learned is None:
-            raise ValueError("FlowNUTS: nothing was learned yet. Call `mcmc.run(key, ...)` first.")
-        learned = self._learned
+        learned = self._known()
         report = FlowNUTSReport(
             trials=learned.trials,
             ess=learned.ess,

@@ -1,0 +1,84 @@
+"""Neal's funnel: NUTS, and FlowNUTS, which learns coordinates in which it is none.
+
+v ~ N(0, 3), x_i ~ N(0, exp(v / 2)), i = 1 to 9 (Neal, 2003). The width of x varies by orders of
+magnitude with v: steps that are short enough for the neck take forever in the mouth, and NUTS
+misses the neck. The flow straightens it, and NUTS walks a density close to a standard normal.
+
+    python examples/funnel.py [--picture funnel.png]
+
+Prints a table, what was learned, and the quantiles of v beside the known ones; writes one picture.
+Takes about a minute on two cores.
+"""
+
+import argparse
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import NUTS
+from sampling import FIGURES, draw_base, figures, print_table, run
+from scipy.stats import norm
+
+import numpyro_flows as nf
+
+
+def funnel():
+    v = numpyro.sample("v", dist.Normal(0.0, 3.0))
+    numpyro.sample("x", dist.Normal(jnp.zeros(9), jnp.exp(v / 2)).to_event(1))
+
+
+def quantiles(draws):
+    v = np.asarray(draws["v"])
+    return [f"{v.std():.2f}", *(f"{np.quantile(v, p):.2f}" for p in (0.01, 0.99))]
+
+
+def draw_picture(path, plain, warped):
+    plt.switch_backend("agg")
+    figure, panels = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    v = np.linspace(-9, 9, 200)
+    for axes, result, name in zip(panels, (plain, warped), ("NUTS", "FlowNUTS"), strict=False):
+        x, y = (np.asarray(result.draws[site]) for site in ("x", "v"))
+        axes.scatter(x[..., 0].ravel(), y.ravel(), s=6, alpha=0.4, linewidths=0)
+        for side in (-2, 2):
+            axes.plot(side * np.exp(v / 2), v, color="0.5", linewidth=0.8)
+        axes.set(title=f"{name}: draws", xlabel="$x_1$", ylabel="$v$", xlim=(-25, 25), ylim=(-9, 9))
+    base = np.asarray(warped.mcmc.get_extra_fields()["warped.z"])
+    v = np.asarray(warped.mcmc.get_samples()["v"])
+    points = draw_base(panels[2], base[:, 1], base[:, 0], v, cmap="viridis", vmin=-6, vmax=6)
+    panels[2].set(
+        title="FlowNUTS: the same draws in the base space",
+        xlabel="base coordinate of $x_1$",
+        ylabel="base coordinate of $v$",
+    )
+    figure.colorbar(points, ax=panels[2], label="$v$ of the draw").solids.set_alpha(1)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--picture", default="funnel.png", help="where the picture goes")
+    options = parser.parse_args()
+
+    print("Funnel in 10 dimensions, 4 chains of 1,000 draws after 1,000 of warm-up.\n", flush=True)
+    plain = run(NUTS(funnel))
+    kernel = nf.FlowNUTS(funnel, progress_bar=False)
+    warped = run(kernel)
+    known = [f"{x:.2f}" for x in (3.0, *norm(0, 3).ppf((0.01, 0.99)))]
+    print_table(
+        ["", *FIGURES, "sd(v)", "1 %", "99 %"],
+        [
+            ["NUTS", *figures(plain), *quantiles(plain.draws)],
+            ["FlowNUTS", *figures(warped), *quantiles(warped.draws)],
+            ["known", *[""] * len(FIGURES), *known],
+        ],
+    )
+    print(f"\n{kernel.report(warped.mcmc)}")
+    draw_picture(options.picture, plain, warped)
+    print(f"Picture: {options.picture}")
+
+
+if __name__ == "__main__":
+    main()
