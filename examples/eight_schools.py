@@ -159,7 +159,7 @@ def main():
     )
     print(
         f"NeuTra: {neutra_rate / nuts_rate:.0f} times NUTS's effective draws of tau per gradient. "
-        f"Its {warped.seconds:.1f} s come after the guide's {train_seconds:.1f} s; with compilation."
+        f"Its {warped.seconds:.1f} s come after the guide's {train_seconds:.1f} s (with compiling)."
     )
     draw_picture(options.picture, plain.draws, warped.draws, guide, params)
     print(f"Picture: {options.picture}")

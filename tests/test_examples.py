@@ -1,5 +1,6 @@
 """The examples run and show what they claim."""
 
+import os
 import re
 import subprocess
 import sys
@@ -44,3 +45,27 @@ def test_posterior_as_prior(tmp_path):
     assert float(re.search(r"largest difference of a mean ([\d.]+) sd", text)[1]) < 0.3
     ratios = re.search(r"ratios of sds (.*)", text)[1].split(", ")
     assert all(0.8 < float(ratio) < 1.25 for ratio in ratios)
+
+
+@pytest.mark.slow
+def test_funnel(tmp_path):
+    text = run_example("funnel", tmp_path)
+    plain, flow = (
+        [float(cell) for cell in re.search(rf"^{name} +(.*)", text, re.M)[1].split()]
+        for name in ("NUTS", "FlowNUTS")
+    )
+    assert flow[2] > 50 * plain[2]
+    assert 2.8 < flow[5] < 3.2
+
+
+@pytest.mark.slow
+def test_german_credit(tmp_path):
+    folder = Path(os.environ.get("NUMPYRO_FLOWS_DATA") or EXAMPLES.parent.parent / "shared/data")
+    if not (folder / "german_credit").is_dir():
+        pytest.skip("the data is not here: set NUMPYRO_FLOWS_DATA")
+    text = run_example("german_credit", tmp_path)
+    plain, flow = (
+        [float(cell) for cell in re.search(rf"^{name} +(.*)", text, re.M)[1].split()]
+        for name in ("NUTS", "FlowNUTS")
+    )
+    assert flow[2] > 3 * plain[2]

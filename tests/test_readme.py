@@ -14,7 +14,7 @@ def blocks():
 
 
 def test_there_is_an_example_for_each_use():
-    assert len(blocks()) == 5
+    assert len(blocks()) == 6
 
 
 @pytest.mark.slow
