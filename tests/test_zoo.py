@@ -13,9 +13,17 @@ from cases import layer, points, shake
 from numpyro.distributions import constraints
 
 import numpyro_flows as nf
-from numpyro_flows.elementwise import Affine, DeepSigmoid, HeavyTail
+from numpyro_flows.circular import ByKind
+from numpyro_flows.elementwise import (
+    Affine,
+    CircularSpline,
+    DeepSigmoid,
+    HeavyTail,
+    RationalQuadraticSpline,
+)
 from numpyro_flows.recipes import _permutations
 from numpyro_flows.solve import monotone_root
+from numpyro_flows.transforms import autoregressive
 
 NARROW = {"depth": 2, "hidden": (8,)}
 RECIPES = {
@@ -151,6 +159,31 @@ def test_sampling_agrees_with_one_pass_per_coordinate():
 
         x = x + (y - made.forward_and_log_det(x, context)[0]) / scale(x)
     np.testing.assert_allclose(made.inverse_and_log_det(y, context)[0], x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"hidden": (24, 24), "residual": True, "context_dim": 2},
+        {"hidden": (5,)},
+        {"hidden": (), "context_dim": 2},
+        {"hidden": (30, 17), "parents": [range(max(0, i - 3), i) for i in range(21)]},
+        {"hidden": (24,), "circular": jnp.arange(21.0) % 2},
+    ],
+    ids=["residual", "narrow", "linear", "graph", "angles"],
+)
+def test_sampling_in_blocks(config, x64, monkeypatch):
+    """Of blocks that overlap, against one pass of the network."""
+    monkeypatch.setattr(autoregressive, "BLOCK", 8)
+    splines = ByKind(RationalQuadraticSpline(3), CircularSpline(4))
+    map = splines if "circular" in config else Affine()
+    made = layer(nf.MaskedAutoregressive, 21, map, **config)
+    context = points(2) if "context_dim" in config else None
+    x = jnp.clip(points(21), -3, 3)
+    y, log_det = made.forward_and_log_det(x, context)
+    back, inverse_log_det = jax.jit(lambda t, y, c: t.inverse_and_log_det(y, c))(made, y, context)
+    np.testing.assert_allclose(back, x, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(inverse_log_det, -log_det, rtol=1e-9, atol=1e-9)
 
 
 def test_planar_agrees_with_the_paper():
