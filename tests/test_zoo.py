@@ -144,6 +144,9 @@ def test_autoregressive_structure():
     j = jacobian(made)
     expected = np.array([[i == k or k in parents[i] for k in range(5)] for i in range(5)])
     np.testing.assert_array_equal(j != 0, expected)
+    mask = expected & ~np.eye(5, dtype=bool)
+    masked = nf.MaskedAutoregressive(jax.random.key(0), 5, Affine(), parents=mask)
+    assert masked.parents == made.parents
 
 
 def test_sampling_agrees_with_one_pass_per_coordinate():
@@ -339,6 +342,32 @@ KEY = jax.random.key(0)
         (lambda: BUILD(parents=((1,), (0,), ())), ValueError, r"cycle among coordinates \[0, 1\]"),
         (lambda: BUILD(parents=((), (3,), ())), ValueError, r"coordinates in range\(3\)"),
         (lambda: BUILD(parents=((), ())), ValueError, "one sequence for each of 3"),
+        (lambda: BUILD(parents=(0, 1, 2)), ValueError, "one sequence for each of 3"),
+        (lambda: BUILD(parents=np.tri(3, k=-1)), ValueError, r"`mask.astype\(bool\)`"),
+        (lambda: BUILD(parents=np.tri(2, dtype=bool)), ValueError, r"mask of shape \(3, 3\)"),
+        (lambda: BUILD(parents=np.tri(3, dtype=bool)), ValueError, r"cycle among .* \[0, 1, 2\]"),
+        (lambda: nf.maf(KEY, 3, parents=((2,), (0,), (1,))), ValueError, "cycle among"),
+        (lambda: nf.coupling_flow(KEY, 2, "affine"), TypeError, "map: expected an ElementwiseMap"),
+        (lambda: nf.autoregressive_flow(KEY, 2, Affine), TypeError, "expected an ElementwiseMap"),
+        (
+            lambda: nf.planar(
+                KEY, 2, activation=nf.Ridge(jnp.tanh, lambda x: 1 - jnp.tanh(x) ** 2, np.inf)
+            ),
+            ValueError,
+            "max_slope: expected a positive finite number",
+        ),
+        (
+            lambda: nf.nsf(KEY, 2, support=constraints.circular, base=dist.Normal(0.0, 1.0)),
+            ValueError,
+            "base: expected a distribution on the circle",
+        ),
+        (
+            lambda: (
+                nf.maf(KEY, 2, context_dim=1).condition(jnp.ones((4, 1))).log_prob(points(2, 3))
+            ),
+            ValueError,
+            r"batch shape \(3,\) and context of batch shape \(4,\) do not broadcast",
+        ),
         (lambda: BUILD(parents=((), (), ()), order=(0, 1, 2)), ValueError, "got both"),
         (lambda: BUILD(residual=True, hidden=(4, 5)), ValueError, "equal widths for residual"),
         (lambda: nf.planar(KEY, 2, activation="sine"), ValueError, "Unknown activation 'sine'"),

@@ -2,8 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from ..circular import features, mark, num_features
-from ..elementwise import ElementwiseMap
+from ..elementwise import ElementwiseMap, check_map
 from ..nn import ACTIVATIONS, MLP
 from ..solve import triangular_root
 from ..transform import ColumnTransform, Fixed
@@ -21,6 +21,7 @@ from ..transform import ColumnTransform, Fixed
 BLOCK = 32
 
 Parents = tuple[tuple[int, ...], ...]
+Graph: TypeAlias = Sequence[Sequence[int]] | np.ndarray | Array
 
 
 class _Plan(NamedTuple):
@@ -99,10 +100,20 @@ def _topological_order(parents: Parents) -> list[int]:
     return order
 
 
-def _check_parents(parents: Sequence[Sequence[int]], dim: int) -> Parents:
-    if len(parents) != dim:
+def _check_parents(parents: Graph, dim: int) -> Parents:
+    if isinstance(parents, np.ndarray | Array):
+        if parents.dtype != bool or parents.shape != (dim, dim):
+            raise ValueError(
+                f"parents: expected a boolean mask of shape ({dim}, {dim}), whose row i marks what "
+                f"coordinate i depends on, got an array of {parents.dtype} of shape "
+                f"{parents.shape}. Write `mask.astype(bool)`, or a sequence of coordinates for "
+                "each coordinate."
+            )
+        parents = [[int(j) for j in np.flatnonzero(row)] for row in parents]
+    if len(parents) != dim or not all(isinstance(above, Iterable) for above in parents):
         raise ValueError(
-            f"parents: expected one sequence for each of {dim} coordinates, got {len(parents)}."
+            f"parents: expected one sequence for each of {dim} coordinates, those that it depends "
+            f"on, got {parents!r}."
         )
     checked = tuple(tuple(sorted({int(j) for j in above})) for above in parents)
     for i, above in enumerate(checked):
@@ -145,7 +156,7 @@ class MaskedAutoregressive(ColumnTransform):
     :param order: permutation of ``range(dim)``: the coordinates in the order in which they are
         steered; the natural order by default.
     :param parents: a directed acyclic graph in place of the complete order: for each coordinate
-        those that it depends on.
+        those that it depends on, or a boolean mask of shape ``(dim, dim)`` whose row i marks them.
     :param circular: flags of the coordinates that are angles, shape ``(dim,)``; see ``nf.nsf``.
     :raises ValueError: for sizes below 1, an order that is no permutation, a graph with a cycle,
         or both an order and a graph.
@@ -176,11 +187,11 @@ class MaskedAutoregressive(ColumnTransform):
         context_dim: int = 0,
         activation: str = "relu",
         order: Sequence[int] | None = None,
-        parents: Sequence[Sequence[int]] | None = None,
+        parents: Graph | None = None,
         circular: Array | None = None,
     ):
         self._set_sizes(dim, context_dim)
-        self.map = map
+        self.map = check_map(map)
         if order is not None and parents is not None:
             raise ValueError("Expected an order or parents, got both: a graph has its own order.")
         self.parents = None
