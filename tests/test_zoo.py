@@ -21,6 +21,7 @@ from numpyro_flows.elementwise import (
     HeavyTail,
     RationalQuadraticSpline,
 )
+from numpyro_flows.nn import masked_product
 from numpyro_flows.recipes import _permutations
 from numpyro_flows.solve import monotone_root
 from numpyro_flows.transforms import autoregressive
@@ -36,6 +37,7 @@ RECIPES = {
     "iaf": partial(nf.iaf, **NARROW),
     "nsf_ar": partial(nf.nsf_ar, **NARROW, num_bins=4),
     "bnaf": partial(nf.bnaf, depth=1, hidden_factors=(4,), hidden=(8,)),
+    "naf": partial(nf.autoregressive_flow, map=DeepSigmoid(3), **NARROW),
     "cnf": partial(nf.cnf, hidden=(8,)),
 }
 
@@ -74,7 +76,7 @@ def test_one_dimension_integrates_to_one(name):
     assert abs(density.sum() * (axis[1] - axis[0]) - 1) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["planar", "sylvester", "maf", "nsf_ar", "bnaf"])
+@pytest.mark.parametrize("name", ["planar", "sylvester", "maf", "nsf_ar", "naf", "bnaf"])
 def test_gradients_through_a_numerical_inverse(name, x64):
     """Of a value, a context and every parameter, against central differences."""
     flow = shake(RECIPES[name](jax.random.key(0), 2, context_dim=1), jax.random.key(1))
@@ -147,6 +149,24 @@ def test_autoregressive_structure():
     mask = expected & ~np.eye(5, dtype=bool)
     masked = nf.MaskedAutoregressive(jax.random.key(0), 5, Affine(), parents=mask)
     assert masked.parents == made.parents
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 7), (256, 70), (130, 256)])
+def test_masked_products_are_dense_ones(shape, x64):
+    """Values and both gradients, of triangular masks and others, in one block and in several."""
+    rng = np.random.default_rng(0)
+    weight, h = rng.normal(size=shape), rng.normal(size=(shape[1], 4))
+    triangular = np.arange(shape[1]) * shape[0] <= np.arange(shape[0])[:, None] * shape[1]
+
+    def judge(product, mask):
+        value, pull = jax.vjp(lambda w, h: product(w, mask, h), weight, h)
+        return value, *pull(jnp.cos(value))
+
+    for mask in (triangular, rng.random(shape) > 0.9, np.zeros(shape)):
+        mask = mask.astype("float32")
+        ours = judge(masked_product, mask)
+        for got, expected in zip(ours, judge(lambda w, m, h: (w * m) @ h, mask), strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 def test_sampling_agrees_with_one_pass_per_coordinate():
@@ -268,6 +288,21 @@ def test_angles_are_learned_across_the_cut():
     assert abs(np.angle(np.exp(1j * (mean - 3.0)))) < 0.1
 
 
+@pytest.mark.parametrize("recipe", [nf.nsf, nf.nsf_ar])
+@pytest.mark.parametrize("other", [constraints.circular, constraints.real], ids=["torus", "mixed"])
+def test_densities_on_a_torus_and_a_cylinder(recipe, other):
+    """Mass one over the whole space, and no seam at +-pi."""
+    new = recipe(jax.random.key(0), 2, support=(constraints.circular, other), **NARROW, num_bins=4)
+    flow = shake(new, jax.random.key(1), 0.6)
+    end = np.pi if other is constraints.circular else 20.0
+    middles = [np.linspace(-e, e, 401)[1:] - e / 400 for e in (np.pi, end)]
+    grid = jnp.asarray(np.stack(np.meshgrid(*middles), axis=-1).reshape(-1, 2), "float32")
+    density = np.exp(np.asarray(log_prob(flow, grid), float))
+    assert abs(density.mean() * 2 * np.pi * 2 * end - 1) < 1e-3
+    edges = [jnp.stack([jnp.full(9, e), jnp.linspace(-3, 3, 9)], -1) for e in (-np.pi, np.pi)]
+    np.testing.assert_allclose(*(flow.log_prob(edge) for edge in edges), rtol=1e-4, atol=1e-4)
+
+
 def test_supports_per_coordinate():
     support = (constraints.positive, constraints.interval(-1.0, 2.0))
     flow = shake(nf.maf(jax.random.key(0), 2, support=support, **NARROW), jax.random.key(1))
@@ -316,6 +351,16 @@ def test_an_ensemble_by_vmap():
     scores = jax.vmap(lambda flow: flow.log_prob(points(2)))(flows)
     assert scores.shape == (3, 6)
     np.testing.assert_allclose(scores[0], dist.Normal().log_prob(points(2)).sum(-1), rtol=1e-5)
+    # Through the numerical inverse, forwards and backwards, as each flow by itself.
+    flows = shake(flows, jax.random.key(1))
+
+    def total(flow):
+        return (flow.transform(points(2)) ** 2).sum()
+
+    grads = jax.jit(jax.vmap(jax.grad(total)))(flows).transform
+    alone = jax.jit(jax.grad(total))(jax.tree.map(lambda leaf: leaf[1], flows)).transform
+    for every, one in zip(jax.tree.leaves(grads), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(every[1], one, rtol=1e-3, atol=1e-4)
 
 
 def test_guides_ask_for_the_fast_side():
