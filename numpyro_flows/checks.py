@@ -87,6 +87,22 @@ def check_event_shape(name: str, shape: tuple[int, ...], event_shape: tuple[int,
         )
 
 
+def broadcast_batches(
+    name: str, shape: tuple[int, ...], other_name: str, other: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The batch shape of two values together.
+
+    :raises ValueError: if the shapes do not broadcast.
+    """
+    try:
+        return jnp.broadcast_shapes(shape, other)
+    except ValueError:
+        raise ValueError(
+            f"{name} of batch shape {shape} and {other_name} of batch shape {other} do not "
+            "broadcast: expected one row of the one for each row of the other, or a single row."
+        ) from None
+
+
 def check_context(owner: str, context: ArrayLike | None, context_dim: int) -> Array | None:
     """Return ``context`` as a floating array of shape ``(*batch, context_dim)``, or None.
 

@@ -55,6 +55,7 @@ from .transforms import (
     Scan,
     Sylvester,
 )
+from .transforms.autoregressive import Graph
 
 Support: TypeAlias = Constraint | Sequence[Constraint]
 
@@ -116,8 +117,15 @@ def _flow(
     flags = angles(support, dim)
     if base is None:
         base = StandardBase(flags) if any(flags) else Normal(jnp.zeros(dim), jnp.ones(dim))
-    elif isinstance(base, Distribution) and base.shape() == ():
-        base = base.expand((dim,))
+    elif isinstance(base, Distribution):
+        if any(flags) and is_real(base.support):
+            raise ValueError(
+                f"base: expected a distribution on the circle for angles, got "
+                f"{type(base).__name__} on the line, whose mass beyond +-pi would be lost. Take "
+                "the default (uniform), or one such as `VonMises` if all coordinates are angles."
+            )
+        if base.shape() == ():
+            base = base.expand((dim,))
     if isinstance(support, PerCoordinate) or any(flags):
         parts = (
             support.parts if isinstance(support, PerCoordinate) else (constraints.circular,) * dim
@@ -288,7 +296,7 @@ def autoregressive_flow(
     activation: str = "relu",
     residual: bool = False,
     permutation: str | Sequence[int] = "reverse",
-    parents: Sequence[Sequence[int]] | None = None,
+    parents: Graph | None = None,
     inverse: bool = True,
 ) -> FlowDistribution:
     r"""Masked autoregressive layers around any elementwise map: ``maf``, ``iaf``, ``nsf_ar``.
@@ -313,8 +321,9 @@ def autoregressive_flow(
     :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
         swap within each pair of layers, a random permutation between the pairs), or a permutation
         of ``range(dim)``.
-    :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
-        complete order; the layers are then not permuted.
+    :param parents: for each coordinate those that it depends on (or a boolean mask whose row i
+        marks them), an acyclic graph in place of the complete order; the layers are then not
+        permuted.
     :param inverse: True for a parallel ``log_prob``, False for parallel sampling.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or angles
@@ -713,7 +722,7 @@ def maf(
     activation: str = "relu",
     residual: bool = False,
     permutation: str | Sequence[int] = "reverse",
-    parents: Sequence[Sequence[int]] | None = None,
+    parents: Graph | None = None,
     log_scale_bound: float | None = None,
 ) -> FlowDistribution:
     r"""MAF: affine autoregressive layers with a parallel density.
@@ -738,8 +747,9 @@ def maf(
     :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
         swap within each pair of layers, a random permutation between the pairs), or a permutation
         of ``range(dim)``.
-    :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
-        complete order; the layers are then not permuted.
+    :param parents: for each coordinate those that it depends on (or a boolean mask whose row i
+        marks them), an acyclic graph in place of the complete order; the layers are then not
+        permuted.
     :param log_scale_bound: the bound c; by default min(2, 16 / depth).
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or angles.
@@ -781,7 +791,7 @@ def iaf(
     activation: str = "relu",
     residual: bool = False,
     permutation: str | Sequence[int] = "reverse",
-    parents: Sequence[Sequence[int]] | None = None,
+    parents: Graph | None = None,
     log_scale_bound: float | None = None,
 ) -> FlowDistribution:
     r"""IAF: affine autoregressive layers with parallel sampling.
@@ -807,8 +817,9 @@ def iaf(
     :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
         swap within each pair of layers, a random permutation between the pairs), or a permutation
         of ``range(dim)``.
-    :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
-        complete order; the layers are then not permuted.
+    :param parents: for each coordinate those that it depends on (or a boolean mask whose row i
+        marks them), an acyclic graph in place of the complete order; the layers are then not
+        permuted.
     :param log_scale_bound: the bound c; by default min(2, 16 / depth).
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or angles.
@@ -852,7 +863,7 @@ def nsf_ar(
     activation: str = "relu",
     residual: bool = False,
     permutation: str | Sequence[int] = "reverse",
-    parents: Sequence[Sequence[int]] | None = None,
+    parents: Graph | None = None,
     inverse: bool = True,
 ) -> FlowDistribution:
     r"""Autoregressive neural spline flow: splines steered by all coordinates before.
@@ -878,8 +889,9 @@ def nsf_ar(
     :param permutation: between layers, ``"swap"`` of the halves, ``"reverse"``, ``"random"`` (a
         swap within each pair of layers, a random permutation between the pairs), or a permutation
         of ``range(dim)``.
-    :param parents: for each coordinate those that it depends on, an acyclic graph in place of the
-        complete order; the layers are then not permuted.
+    :param parents: for each coordinate those that it depends on (or a boolean mask whose row i
+        marks them), an acyclic graph in place of the complete order; the layers are then not
+        permuted.
     :param inverse: True for a parallel ``log_prob``, False for parallel sampling.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for sizes below 1, unknown names, a graph with a cycle, or fewer

@@ -30,7 +30,13 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import array_equiv
 
-from .checks import check_context, check_event_shape, check_float, check_size
+from .checks import (
+    broadcast_batches,
+    check_context,
+    check_event_shape,
+    check_float,
+    check_size,
+)
 from .nn import columns, rows
 
 _CONTRACT = ("forward_and_log_det", "inverse_and_log_det")
@@ -59,7 +65,8 @@ def _checked(method: Any, forward: bool) -> Any:
         check_event_shape(f"{owner} input", array.shape, shape)
         context = self.read_context(context)
         if context is not None:
-            batch = jnp.broadcast_shapes(array.shape[: array.ndim - len(shape)], context.shape[:-1])
+            batch = array.shape[: array.ndim - len(shape)]
+            batch = broadcast_batches(f"{owner} input", batch, "context", context.shape[:-1])
             array = jnp.broadcast_to(array, batch + shape)
         return method(self, array, context)
 

@@ -218,6 +218,21 @@ def test_bad_input(fitted):
         nf.fit_guide(jax.random.key(0), conjugate, Y)
     with pytest.raises(TypeError, match="write `jax.random.key"):
         nf.fit_guide(0, guide, Y)
+    for settings, error, message in (
+        ({"num_particles": 0}, ValueError, "num_particles: expected at least 1, got 0"),
+        ({"learning_rate": -1.0}, ValueError, "learning_rate: expected a positive number"),
+        ({"elbo": Trace_ELBO}, TypeError, "elbo: expected an objective such as"),
+    ):
+        with pytest.raises(error, match=message):
+            nf.fit_guide(jax.random.key(0), guide, Y, **settings)
+
+    def counts():
+        n = numpyro.sample("n", dist.Poisson(3.0))
+        numpyro.sample("x", dist.Normal(n, 1.0))
+
+    for wrong in (counts, handlers.block(counts, hide=["n"])):
+        with pytest.raises(ValueError, match="'n' is discrete .* Poisson has no finite list"):
+            nf.fit_guide(jax.random.key(0), nf.AutoFlow(wrong, SMALL, init="location"))
     with pytest.raises(ValueError, match="num_steps: expected at least 1"):
         nf.fit_guide(jax.random.key(0), guide, Y, num_steps=0)
     with pytest.raises(ValueError, match="never set up"):

@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
+from cases import points
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer import (
@@ -195,6 +196,26 @@ def test_enumeration_beside_a_flow():
 
     guide = AutoFlow(handlers.block(mixture, hide=["k"]), SMALL)
     assert np.isfinite(train(mixture, guide, Y, steps=3, elbo=TraceEnum_ELBO()).losses).all()
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        dist.StudentT(5.0),
+        dist.LowRankMultivariateNormal(jnp.zeros(2), jnp.array([[1.0], [0.8]]), jnp.ones(2)),
+    ],
+    ids=lambda base: type(base).__name__,
+)
+def test_bases_other_than_the_normal(base):
+    """The guide's density is that of its base, moved."""
+    guide = AutoFlow(regression, partial(SMALL, base=base))
+    result = train(regression, guide, 1.5, steps=3, elbo=nf.STL_ELBO(num_particles=4))
+    assert np.isfinite(result.losses).all()
+    posterior = guide.get_posterior(result.params)
+    x = points(2)
+    z, log_det = posterior.transform.inverse_and_log_det(x)
+    own = base.log_prob(z) if base.event_shape else base.log_prob(z).sum(-1)
+    np.testing.assert_allclose(posterior.log_prob(x), own + log_det, rtol=1e-5)
 
 
 def test_one_dimensional_latent():

@@ -1,5 +1,6 @@
 """NICE and RealNVP: the recipes and the distributions they return."""
 
+import inspect
 from functools import partial
 
 import equinox as eqx
@@ -360,18 +361,24 @@ def test_bad_input(call, error, message):
 
 
 # Each example compiles anew, so there are few, and no search for the smallest failing one.
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     dim=st.integers(1, 7),
     depth=st.integers(1, 5),
     context_dim=st.integers(0, 2),
     batch=st.lists(st.integers(1, 3), max_size=2).map(tuple),
-    recipe=st.sampled_from(["nice", "realnvp", "nsf", "maf", "iaf", "nsf_ar"]),
+    recipe=st.sampled_from(
+        ["nice", "realnvp", "nsf", "maf", "iaf", "nsf_ar", "planar", "radial", "sylvester", "bnaf"]
+    ),
     permutation=st.sampled_from(["random", "reverse", "swap"]),
     seed=st.integers(0, 100),
 )
 def test_any_shape_round_trips(dim, depth, context_dim, batch, recipe, permutation, seed):
-    config = {"depth": depth, "hidden": (5,), "permutation": permutation}
+    config = {"depth": depth, "hidden": (5,)}
+    if "permutation" in inspect.signature(getattr(nf, recipe)).parameters:
+        config["permutation"] = permutation
+    if recipe == "bnaf":
+        config["hidden_factors"] = (3,)
 
     @jax.jit
     def run(key):

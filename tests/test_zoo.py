@@ -13,9 +13,18 @@ from cases import layer, points, shake
 from numpyro.distributions import constraints
 
 import numpyro_flows as nf
-from numpyro_flows.elementwise import Affine, DeepSigmoid, HeavyTail
+from numpyro_flows.circular import ByKind
+from numpyro_flows.elementwise import (
+    Affine,
+    CircularSpline,
+    DeepSigmoid,
+    HeavyTail,
+    RationalQuadraticSpline,
+)
+from numpyro_flows.nn import masked_product
 from numpyro_flows.recipes import _permutations
 from numpyro_flows.solve import monotone_root
+from numpyro_flows.transforms import autoregressive
 
 NARROW = {"depth": 2, "hidden": (8,)}
 RECIPES = {
@@ -28,6 +37,7 @@ RECIPES = {
     "iaf": partial(nf.iaf, **NARROW),
     "nsf_ar": partial(nf.nsf_ar, **NARROW, num_bins=4),
     "bnaf": partial(nf.bnaf, depth=1, hidden_factors=(4,), hidden=(8,)),
+    "naf": partial(nf.autoregressive_flow, map=DeepSigmoid(3), **NARROW),
     "cnf": partial(nf.cnf, hidden=(8,)),
 }
 
@@ -66,7 +76,7 @@ def test_one_dimension_integrates_to_one(name):
     assert abs(density.sum() * (axis[1] - axis[0]) - 1) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["planar", "sylvester", "maf", "nsf_ar", "bnaf"])
+@pytest.mark.parametrize("name", ["planar", "sylvester", "maf", "nsf_ar", "naf", "bnaf"])
 def test_gradients_through_a_numerical_inverse(name, x64):
     """Of a value, a context and every parameter, against central differences."""
     flow = shake(RECIPES[name](jax.random.key(0), 2, context_dim=1), jax.random.key(1))
@@ -136,6 +146,27 @@ def test_autoregressive_structure():
     j = jacobian(made)
     expected = np.array([[i == k or k in parents[i] for k in range(5)] for i in range(5)])
     np.testing.assert_array_equal(j != 0, expected)
+    mask = expected & ~np.eye(5, dtype=bool)
+    masked = nf.MaskedAutoregressive(jax.random.key(0), 5, Affine(), parents=mask)
+    assert masked.parents == made.parents
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 7), (256, 70), (130, 256)])
+def test_masked_products_are_dense_ones(shape, x64):
+    """Values and both gradients, of triangular masks and others, in one block and in several."""
+    rng = np.random.default_rng(0)
+    weight, h = rng.normal(size=shape), rng.normal(size=(shape[1], 4))
+    triangular = np.arange(shape[1]) * shape[0] <= np.arange(shape[0])[:, None] * shape[1]
+
+    def judge(product, mask):
+        value, pull = jax.vjp(lambda w, h: product(w, mask, h), weight, h)
+        return value, *pull(jnp.cos(value))
+
+    for mask in (triangular, rng.random(shape) > 0.9, np.zeros(shape)):
+        mask = mask.astype("float32")
+        ours = judge(masked_product, mask)
+        for got, expected in zip(ours, judge(lambda w, m, h: (w * m) @ h, mask), strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 def test_sampling_agrees_with_one_pass_per_coordinate():
@@ -151,6 +182,31 @@ def test_sampling_agrees_with_one_pass_per_coordinate():
 
         x = x + (y - made.forward_and_log_det(x, context)[0]) / scale(x)
     np.testing.assert_allclose(made.inverse_and_log_det(y, context)[0], x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"hidden": (24, 24), "residual": True, "context_dim": 2},
+        {"hidden": (5,)},
+        {"hidden": (), "context_dim": 2},
+        {"hidden": (30, 17), "parents": [range(max(0, i - 3), i) for i in range(21)]},
+        {"hidden": (24,), "circular": jnp.arange(21.0) % 2},
+    ],
+    ids=["residual", "narrow", "linear", "graph", "angles"],
+)
+def test_sampling_in_blocks(config, x64, monkeypatch):
+    """Of blocks that overlap, against one pass of the network."""
+    monkeypatch.setattr(autoregressive, "BLOCK", 8)
+    splines = ByKind(RationalQuadraticSpline(3), CircularSpline(4))
+    map = splines if "circular" in config else Affine()
+    made = layer(nf.MaskedAutoregressive, 21, map, **config)
+    context = points(2) if "context_dim" in config else None
+    x = jnp.clip(points(21), -3, 3)
+    y, log_det = made.forward_and_log_det(x, context)
+    back, inverse_log_det = jax.jit(lambda t, y, c: t.inverse_and_log_det(y, c))(made, y, context)
+    np.testing.assert_allclose(back, x, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(inverse_log_det, -log_det, rtol=1e-9, atol=1e-9)
 
 
 def test_planar_agrees_with_the_paper():
@@ -232,6 +288,21 @@ def test_angles_are_learned_across_the_cut():
     assert abs(np.angle(np.exp(1j * (mean - 3.0)))) < 0.1
 
 
+@pytest.mark.parametrize("recipe", [nf.nsf, nf.nsf_ar])
+@pytest.mark.parametrize("other", [constraints.circular, constraints.real], ids=["torus", "mixed"])
+def test_densities_on_a_torus_and_a_cylinder(recipe, other):
+    """Mass one over the whole space, and no seam at +-pi."""
+    new = recipe(jax.random.key(0), 2, support=(constraints.circular, other), **NARROW, num_bins=4)
+    flow = shake(new, jax.random.key(1), 0.6)
+    end = np.pi if other is constraints.circular else 20.0
+    middles = [np.linspace(-e, e, 401)[1:] - e / 400 for e in (np.pi, end)]
+    grid = jnp.asarray(np.stack(np.meshgrid(*middles), axis=-1).reshape(-1, 2), "float32")
+    density = np.exp(np.asarray(log_prob(flow, grid), float))
+    assert abs(density.mean() * 2 * np.pi * 2 * end - 1) < 1e-3
+    edges = [jnp.stack([jnp.full(9, e), jnp.linspace(-3, 3, 9)], -1) for e in (-np.pi, np.pi)]
+    np.testing.assert_allclose(*(flow.log_prob(edge) for edge in edges), rtol=1e-4, atol=1e-4)
+
+
 def test_supports_per_coordinate():
     support = (constraints.positive, constraints.interval(-1.0, 2.0))
     flow = shake(nf.maf(jax.random.key(0), 2, support=support, **NARROW), jax.random.key(1))
@@ -280,6 +351,16 @@ def test_an_ensemble_by_vmap():
     scores = jax.vmap(lambda flow: flow.log_prob(points(2)))(flows)
     assert scores.shape == (3, 6)
     np.testing.assert_allclose(scores[0], dist.Normal().log_prob(points(2)).sum(-1), rtol=1e-5)
+    # Through the numerical inverse, forwards and backwards, as each flow by itself.
+    flows = shake(flows, jax.random.key(1))
+
+    def total(flow):
+        return (flow.transform(points(2)) ** 2).sum()
+
+    grads = jax.jit(jax.vmap(jax.grad(total)))(flows).transform
+    alone = jax.jit(jax.grad(total))(jax.tree.map(lambda leaf: leaf[1], flows)).transform
+    for every, one in zip(jax.tree.leaves(grads), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(every[1], one, rtol=1e-3, atol=1e-4)
 
 
 def test_guides_ask_for_the_fast_side():
@@ -306,6 +387,32 @@ KEY = jax.random.key(0)
         (lambda: BUILD(parents=((1,), (0,), ())), ValueError, r"cycle among coordinates \[0, 1\]"),
         (lambda: BUILD(parents=((), (3,), ())), ValueError, r"coordinates in range\(3\)"),
         (lambda: BUILD(parents=((), ())), ValueError, "one sequence for each of 3"),
+        (lambda: BUILD(parents=(0, 1, 2)), ValueError, "one sequence for each of 3"),
+        (lambda: BUILD(parents=np.tri(3, k=-1)), ValueError, r"`mask.astype\(bool\)`"),
+        (lambda: BUILD(parents=np.tri(2, dtype=bool)), ValueError, r"mask of shape \(3, 3\)"),
+        (lambda: BUILD(parents=np.tri(3, dtype=bool)), ValueError, r"cycle among .* \[0, 1, 2\]"),
+        (lambda: nf.maf(KEY, 3, parents=((2,), (0,), (1,))), ValueError, "cycle among"),
+        (lambda: nf.coupling_flow(KEY, 2, "affine"), TypeError, "map: expected an ElementwiseMap"),
+        (lambda: nf.autoregressive_flow(KEY, 2, Affine), TypeError, "expected an ElementwiseMap"),
+        (
+            lambda: nf.planar(
+                KEY, 2, activation=nf.Ridge(jnp.tanh, lambda x: 1 - jnp.tanh(x) ** 2, np.inf)
+            ),
+            ValueError,
+            "max_slope: expected a positive finite number",
+        ),
+        (
+            lambda: nf.nsf(KEY, 2, support=constraints.circular, base=dist.Normal(0.0, 1.0)),
+            ValueError,
+            "base: expected a distribution on the circle",
+        ),
+        (
+            lambda: (
+                nf.maf(KEY, 2, context_dim=1).condition(jnp.ones((4, 1))).log_prob(points(2, 3))
+            ),
+            ValueError,
+            r"batch shape \(3,\) and context of batch shape \(4,\) do not broadcast",
+        ),
         (lambda: BUILD(parents=((), (), ()), order=(0, 1, 2)), ValueError, "got both"),
         (lambda: BUILD(residual=True, hidden=(4, 5)), ValueError, "equal widths for residual"),
         (lambda: nf.planar(KEY, 2, activation="sine"), ValueError, "Unknown activation 'sine'"),

@@ -22,7 +22,7 @@ map                               for                                 smoothness
 """
 
 from .affine import Affine, Shift
-from .base import ElementwiseMap
+from .base import ElementwiseMap, check_map
 from .deep_sigmoid import DeepSigmoid
 from .heavy_tail import HeavyTail
 from .sinh_arcsinh import SinhArcsinh
@@ -37,4 +37,5 @@ __all__ = [
     "RationalQuadraticSpline",
     "Shift",
     "SinhArcsinh",
+    "check_map",
 ]

@@ -24,6 +24,19 @@ class ElementwiseMap(eqx.Module):
         """``y`` of shape ``(*shape)`` to ``(x, log dx/dy)`` of the same shape."""
 
 
+def check_map(map: object) -> ElementwiseMap:
+    """Return ``map`` if it is an elementwise map.
+
+    :raises TypeError: if it is not.
+    """
+    if not isinstance(map, ElementwiseMap):
+        raise TypeError(
+            f"map: expected an ElementwiseMap, got {map!r}; "
+            "for example `numpyro_flows.elementwise.Affine()`."
+        )
+    return map
+
+
 def check_bound(name: str, value: float, hint: str = "") -> float:
     """Return ``value`` as a float if it is positive and finite.
 

@@ -41,13 +41,37 @@ def latent_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[s
         return latent_of(handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs))
 
 
-def hidden_discrete(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Latent sites that a blocked model hides, if all are discrete and can be enumerated."""
+def not_enumerable(name: str, fn: str) -> str:
+    """What to do about a discrete site with infinitely many values."""
+    return (
+        f"Site {name!r} is discrete and latent, and {fn} has no finite list of values to sum over. "
+        "Sum it out by hand (a Poisson with a gamma rate is a `NegativeBinomial2`), or give it a "
+        "distribution with finitely many values, such as `Categorical`."
+    )
+
+
+def hidden_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Latent sites that a blocked model hides."""
     inner = unblocked(model)
     if inner is model:
         return {}
     own = latent_sites(model, args, kwargs)
-    hidden = {k: v for k, v in latent_sites(inner, args, kwargs).items() if k not in own}
+    return {k: v for k, v in latent_sites(inner, args, kwargs).items() if k not in own}
+
+
+def check_summable(hidden: dict[str, Any]) -> None:
+    """Check that no hidden site is discrete with infinitely many values.
+
+    :raises ValueError: if one is.
+    """
+    for name, site in hidden.items():
+        if site["fn"].support.is_discrete and not site["fn"].has_enumerate_support:
+            raise ValueError(not_enumerable(name, type(site["fn"]).__name__))
+
+
+def hidden_discrete(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Latent sites that a blocked model hides, if all are discrete and can be enumerated."""
+    hidden = hidden_sites(model, args, kwargs)
     enumerable = all(site["fn"].has_enumerate_support for site in hidden.values())
     return hidden if enumerable else {}
 

@@ -20,7 +20,7 @@ from tqdm.auto import trange
 from ..checks import check_key, check_size
 from ..diagnostics import importance_ess, psis_khat
 from .arguments import Static, join_arguments, split_arguments
-from .density import hidden_discrete, unblocked
+from .density import check_summable, hidden_discrete, hidden_sites, unblocked
 from .elbo import STL_ELBO
 from .importance import importance_log_weights
 
@@ -124,9 +124,11 @@ def fit_guide(
         the spread of the losses.
     :param num_draws: draws from which ELBO, k-hat and ESS are computed.
     :param progress_bar: whether to show one.
-    :raises TypeError: for a guide that is no ``AutoGuide``, or a key that is not one.
-    :raises ValueError: if both an objective and a number of particles are given, or the loss was
-        never finite.
+    :raises TypeError: for a guide that is no ``AutoGuide``, an objective that is no ELBO, or a key
+        that is not one.
+    :raises ValueError: if both an objective and a number of particles are given, for numbers that
+        are not positive, if the model hides a discrete site that cannot be summed out, or if the
+        loss was never finite.
 
     >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
     >>> def model():
@@ -146,6 +148,14 @@ def fit_guide(
         raise ValueError(
             "num_particles: an objective was given, and has its own number of particles."
         )
+    if not isinstance(elbo, ELBO | None):
+        raise TypeError(
+            f"elbo: expected an objective such as `Trace_ELBO(num_particles=16)`, got {elbo!r}."
+        )
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate: expected a positive number, got {learning_rate}.")
+    if num_particles is not None:
+        check_size("num_particles", num_particles)
     num_steps = 8000 if num_steps is None else check_size("num_steps", num_steps)
     check_size("num_draws", num_draws)
     check_size("annealing_steps", annealing_steps, minimum=0)
@@ -159,6 +169,7 @@ def fit_guide(
             optax.clip_by_global_norm(10.0), optax.adam(learning_rate)
         )
     )(learning_rate=0.0)
+    check_summable(hidden_sites(guide.model, args, kwargs))
     hidden = hidden_discrete(guide.model, args, kwargs)
     objective, model = STL_ELBO, unblocked(guide.model)
     if hidden:

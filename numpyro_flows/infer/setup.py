@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import jax
 
+from .density import not_enumerable
+
 
 @contextlib.contextmanager
 def explained(guide: str) -> Iterator[None]:
@@ -43,6 +45,9 @@ def explained(guide: str) -> Iterator[None]:
             "`TraceEnum_ELBO` and `numpyro.contrib.funsor.config_enumerate(model)`."
         ) from error
     except RuntimeError as error:
+        endless = re.search(r"But the (\w+) distribution at site (\S+) does", str(error))
+        if endless is not None:
+            raise ValueError(f"{guide}: {not_enumerable(endless[2], endless[1])}") from error
         if "found no latent variables" not in str(error):
             raise
         raise ValueError(

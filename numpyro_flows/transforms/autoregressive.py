@@ -2,8 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -12,12 +12,16 @@ import numpy as np
 from jax import Array
 
 from ..circular import features, mark, num_features
-from ..elementwise import ElementwiseMap
+from ..elementwise import ElementwiseMap, check_map
 from ..nn import ACTIVATIONS, MLP
 from ..solve import triangular_root
 from ..transform import ColumnTransform, Fixed
 
+#: Coordinates that the inverse computes between two products of whole matrices.
+BLOCK = 32
+
 Parents = tuple[tuple[int, ...], ...]
+Graph: TypeAlias = Sequence[Sequence[int]] | np.ndarray | Array
 
 
 class _Plan(NamedTuple):
@@ -96,10 +100,20 @@ def _topological_order(parents: Parents) -> list[int]:
     return order
 
 
-def _check_parents(parents: Sequence[Sequence[int]], dim: int) -> Parents:
-    if len(parents) != dim:
+def _check_parents(parents: Graph, dim: int) -> Parents:
+    if isinstance(parents, np.ndarray | Array):
+        if parents.dtype != bool or parents.shape != (dim, dim):
+            raise ValueError(
+                f"parents: expected a boolean mask of shape ({dim}, {dim}), whose row i marks what "
+                f"coordinate i depends on, got an array of {parents.dtype} of shape "
+                f"{parents.shape}. Write `mask.astype(bool)`, or a sequence of coordinates for "
+                "each coordinate."
+            )
+        parents = [[int(j) for j in np.flatnonzero(row)] for row in parents]
+    if len(parents) != dim or not all(isinstance(above, Iterable) for above in parents):
         raise ValueError(
-            f"parents: expected one sequence for each of {dim} coordinates, got {len(parents)}."
+            f"parents: expected one sequence for each of {dim} coordinates, those that it depends "
+            f"on, got {parents!r}."
         )
     checked = tuple(tuple(sorted({int(j) for j in above})) for above in parents)
     for i, above in enumerate(checked):
@@ -142,7 +156,7 @@ class MaskedAutoregressive(ColumnTransform):
     :param order: permutation of ``range(dim)``: the coordinates in the order in which they are
         steered; the natural order by default.
     :param parents: a directed acyclic graph in place of the complete order: for each coordinate
-        those that it depends on.
+        those that it depends on, or a boolean mask of shape ``(dim, dim)`` whose row i marks them.
     :param circular: flags of the coordinates that are angles, shape ``(dim,)``; see ``nf.nsf``.
     :raises ValueError: for sizes below 1, an order that is no permutation, a graph with a cycle,
         or both an order and a graph.
@@ -173,11 +187,11 @@ class MaskedAutoregressive(ColumnTransform):
         context_dim: int = 0,
         activation: str = "relu",
         order: Sequence[int] | None = None,
-        parents: Sequence[Sequence[int]] | None = None,
+        parents: Graph | None = None,
         circular: Array | None = None,
     ):
         self._set_sizes(dim, context_dim)
-        self.map = map
+        self.map = check_map(map)
         if order is not None and parents is not None:
             raise ValueError("Expected an order or parents, got both: a graph has its own order.")
         self.parents = None
@@ -259,56 +273,122 @@ def _forward(x: Array, args: tuple[MaskedAutoregressive, Any]) -> tuple[Array, A
     return layer.map.forward_and_log_det(x, mark(layer.map, params, flags))
 
 
+def _windows(
+    starts: np.ndarray, width: int, firsts: np.ndarray, size: int
+) -> tuple[np.ndarray, int]:
+    """Which hidden units become ready within each block of ``size`` coordinates.
+
+    :return: the first unit for each block, and one number of units for all blocks, a few of which
+        may have been ready before or not be ready yet.
+    """
+    ends = np.append(starts, width)[firsts + size]
+    count = max(1, int((ends - starts[firsts]).max()))
+    return np.minimum(starts[firsts], width - count), count
+
+
 def _solve(y: Array, args: tuple[MaskedAutoregressive, Any]) -> Array:
-    """Coordinate by coordinate, each step computing the hidden units that became ready."""
+    """Coordinate by coordinate, each step computing the hidden units that became ready.
+
+    Coordinates come in blocks. What the units of a block read of earlier blocks is one matrix
+    product, made when the block begins, so that a step reads no more than its own block.
+    """
     layer, context = args
     net, plan, flags = layer.conditioner, layer._plan(), layer._flags()
     act, n, dtype = ACTIVATIONS[net.activation], layer.map.num_params, y.dtype
     *weights, last = (w * m.astype(dtype) for w, m in zip(net.weights, plan.masks, strict=True))
-    *biases, last_bias = net.biases
     outputs = [last]
     if layer.direct is not None and plan.direct is not None:
         outputs.append(layer.direct * plan.direct)
-    shift = None
+    offsets = [bias[:, None] for bias in net.biases]
     if net.context_weight is not None and context is not None:
-        shift = net.context_weight @ context
+        offsets[0] = offsets[0] + net.context_weight @ context
+    *widths, _ = (len(offset) for offset in offsets)
+    dim, num_rows = layer.dim, y.shape[1]
+    size = min(BLOCK, dim)
+    # The last block may overlap the one before it; what it computes again comes out the same.
+    firsts = np.minimum(np.arange(0, dim, size), dim - size)
+    windows = [_windows(s, w, firsts, size) for s, w in zip(plan.starts, widths, strict=True)]
     starts = [jnp.asarray(start) for start in plan.starts]
 
     def pick(array: Array, start: Array, size: int, axis: int = 0) -> Array:
         return jax.lax.dynamic_slice_in_dim(array, start, size, axis)
 
-    def put(array: Array, piece: Array, start: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(array, piece, start, 0)
+    def put(array: Array, piece: Array, start: Array, axis: int = 0) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(array, piece, start, axis)
 
-    def step(i: Array, state: Any) -> Any:
-        inputs, before, after, x = state
-        before, after = list(before), list(after)
-        for k in range(len(weights)):
-            start, size = starts[k][i], plan.counts[k]
-            h = pick(weights[k], start, size) @ (after[k - 1] if k else inputs)
-            h = h + pick(biases[k], start, size)[:, None]
-            if k == 0 and shift is not None:
-                h = h + pick(shift, start, size)
-            if net.skips(k):
-                h = h + pick(before[k - 2], start, size)
-            if net.residual:
-                before[k] = put(before[k], h, start)
-            after[k] = put(after[k], act(h), start)
-        sources = [after[-1] if after else inputs, inputs]
-        params = pick(last_bias, i * n, n)[:, None]
-        if not weights and shift is not None:
-            params = params + pick(shift, i * n, n)
-        for w, source in zip(outputs, sources, strict=False):
-            params = params + pick(w, i * n, n) @ source
-        flag = None if flags is None else pick(flags, i, 1)
-        x_i, _ = layer.map.inverse_and_log_det(
-            pick(y, i, 1), mark(layer.map, params[:, None], flag)
+    def split(
+        weight: Array, units: tuple[Array, int], source: Array, seen: tuple[Array, int]
+    ) -> tuple[Array, Array]:
+        """What a window of units reads before the block, and its weights within the block."""
+        strip, (start, width) = pick(weight, *units), seen
+        if len(firsts) == 1:
+            return jnp.zeros((1, 1), dtype), strip
+        before = jnp.arange(source.shape[1])[:, None] < start
+        read = strip @ jnp.where(before, source, 0).reshape(-1, num_rows)
+        within = pick(strip.reshape(len(strip), *source.shape[:2]), start, width, 2)
+        return read, within.reshape(len(strip), -1)
+
+    # Values have the axes (feature, unit, row); only the inputs have more than one feature. What
+    # they hold of units that are not ready is never read: the weights there are masked.
+    def block(b: Array, state: Any) -> Any:
+        x, inputs, sums, hidden = state
+        first = jnp.asarray(firsts)[b]
+        units = [(jnp.asarray(start)[b], count) for start, count in windows]
+        own, params_of = (first, size), (first * n, size * n)
+        sources, seen = [inputs, *hidden], [own, *units]
+        parts = [
+            split(w, at, source, window)
+            for w, at, source, window in zip(weights, units, sources, seen, strict=False)
+        ]
+        ends = [
+            split(w, params_of, source, window)
+            for w, source, window in zip(
+                outputs, (sources[-1], inputs), (seen[-1], own), strict=False
+            )
+        ]
+        before = [
+            read + pick(o, *at) for (read, _), o, at in zip(parts, offsets, units, strict=False)
+        ]
+        last_before = sum((read for read, _ in ends), pick(offsets[-1], *params_of))
+
+        def step(j: Array, state: Any) -> Any:
+            x, inputs, sums, hidden = state
+            i, sums, hidden = first + j, list(sums), list(hidden)
+            for k, (_, weight) in enumerate(parts):
+                (begin, width), count = units[k], plan.counts[k]
+                start = jnp.clip(starts[k][i] - begin, 0, width - count)
+                source = (hidden[k - 1] if k else inputs).reshape(-1, num_rows)
+                h = pick(before[k], start, count) + pick(weight, start, count) @ source
+                if net.skips(k):
+                    h = h + pick(sums[k - 2], start, count)
+                if net.residual:
+                    sums[k] = put(sums[k], h, start)
+                hidden[k] = put(hidden[k], act(h)[None], start, 1)
+            params = pick(last_before, j * n, n)
+            for (_, weight), source in zip(ends, ([inputs, *hidden][-1], inputs), strict=False):
+                params = params + pick(weight, j * n, n) @ source.reshape(-1, num_rows)
+            flag = None if flags is None else pick(flags, i, 1)
+            x_i, _ = layer.map.inverse_and_log_det(
+                pick(y, i, 1), mark(layer.map, params[:, None], flag)
+            )
+            inputs = put(inputs, features(x_i, flag)[:, None], j, 1)
+            return put(x, x_i, i), inputs, sums, hidden
+
+        parts_of_block = (
+            pick(inputs, *own, 1),
+            [pick(h, *at) for h, at in zip(sums, units, strict=False)],
+            [pick(h, *at, 1) for h, at in zip(hidden, units, strict=True)],
         )
-        for j, piece in enumerate(jnp.split(features(x_i, flag), num_features(1, flag))):
-            inputs = put(inputs, piece, i + j * layer.dim)
-        return inputs, before, after, put(x, x_i, i)
+        x, new, new_sums, new_hidden = jax.lax.fori_loop(0, size, step, (x, *parts_of_block))
+        return (
+            x,
+            put(inputs, new, first, 1),
+            [put(h, p, at[0]) for h, p, at in zip(sums, new_sums, units, strict=False)],
+            [put(h, p, at[0], 1) for h, p, at in zip(hidden, new_hidden, units, strict=True)],
+        )
 
-    inputs = jnp.zeros((num_features(layer.dim, flags), y.shape[1]), dtype)
-    hidden = [jnp.zeros((bias.shape[0], y.shape[1]), dtype) for bias in biases]
-    state = inputs, hidden if net.residual else [], hidden, jnp.zeros_like(y)
-    return jax.lax.fori_loop(0, layer.dim, step, state)[-1]
+    inputs = jnp.zeros((num_features(1, flags), dim, num_rows), dtype)
+    sums = [jnp.zeros((width, num_rows), dtype) for width in widths] if net.residual else []
+    hidden = [jnp.zeros((1, width, num_rows), dtype) for width in widths]
+    state = jnp.zeros_like(y), inputs, sums, hidden
+    return jax.lax.fori_loop(0, len(firsts), block, state)[0]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..circular import features, mark, num_features
-from ..elementwise import ElementwiseMap
+from ..elementwise import ElementwiseMap, check_map
 from ..nn import MLP
 from ..transform import ColumnTransform, Fixed
 
@@ -59,7 +59,7 @@ class Coupling(ColumnTransform):
         circular: Array | None = None,
     ):
         self._set_sizes(dim, context_dim)
-        self.map = map
+        self.map = check_map(map)
         self.circular = None if circular is None else Fixed(circular)
         passing = dim // 2
         self.conditioner = MLP(

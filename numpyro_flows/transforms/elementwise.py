@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..checks import check_key
-from ..elementwise import ElementwiseMap
+from ..elementwise import ElementwiseMap, check_map
 from ..nn import Parameters
 from ..transform import ColumnTransform
 
@@ -51,12 +51,7 @@ class Elementwise(ColumnTransform):
         hidden: Sequence[int] = (64, 64),
         activation: str = "relu",
     ):
-        if not isinstance(map, ElementwiseMap):
-            raise TypeError(
-                f"map: expected an ElementwiseMap, got {map!r}; "
-                "for example `numpyro_flows.elementwise.HeavyTail()`."
-            )
-        self.map = map
+        self.map = check_map(map)
         self._set_sizes(dim, context_dim)
         self.params = Parameters(
             check_key(key),

@@ -66,8 +66,10 @@ def _check_ridge(activation: str | Ridge) -> str | Ridge:
             f"activation: expected a name or a Ridge, got {type(activation).__name__}. Write "
             "`Ridge(function, derivative, max_slope)`."
         )
-    if not activation.max_slope > 0:
-        raise ValueError(f"max_slope: expected a positive number, got {activation.max_slope}.")
+    if not 0 < activation.max_slope < float("inf"):
+        raise ValueError(
+            f"max_slope: expected a positive finite number, got {activation.max_slope}."
+        )
     with jax.ensure_compile_time_eval():
         grid = jnp.linspace(-20.0, 20.0, 4001)
         slope = np.asarray(activation.derivative(grid))
