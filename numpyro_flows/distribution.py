@@ -16,7 +16,7 @@ from numpyro.distributions.util import validate_sample
 
 from .checks import check_context, check_event_shape, check_float, check_key, is_real
 from .transform import Conditioned, Embedded, Fixed, FlowTransform
-from .transforms import NumPyroTransform, Stacked, is_estimate
+from .transforms import NumPyroTransform, Stacked, inexactness
 
 
 class FlowDistribution(TransformedDistribution):
@@ -98,11 +98,12 @@ class FlowDistribution(TransformedDistribution):
 
     def __repr__(self) -> str:
         context = f", context_dim={self.context_dim}" if self.context_dim else ""
-        estimate = ", log_prob=estimate" if is_estimate(self.transform) else ""
+        inexact = inexactness((self.base_dist, self.transform))
+        kind = f", log_prob={inexact}" if inexact else ""
         return (
             f"FlowDistribution({type(self.base_dist).__name__} -> "
             f"{type(self.transform).__name__}, batch_shape={self.batch_shape}, "
-            f"event_shape={self.event_shape}{context}{estimate})"
+            f"event_shape={self.event_shape}{context}{kind})"
         )
 
     def condition(self, context: Any) -> "FlowDistribution":

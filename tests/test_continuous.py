@@ -13,7 +13,7 @@ from cases import points, shake
 from jax.scipy.linalg import expm
 
 import numpyro_flows as nf
-from numpyro_flows.transforms import for_training, is_estimate
+from numpyro_flows.transforms import for_training, inexactness
 
 KEY = jax.random.key(0)
 A = np.array([[0.3, -1.0], [0.5, -0.2]])
@@ -184,11 +184,11 @@ def test_an_estimate_says_so():
     flow = nf.cnf(KEY, 2, hidden=(4,), trace="hutchinson")
     assert "estimate" in repr(flow)
     assert "estimate" in repr(flow.transform)
-    assert is_estimate(flow)
-    assert not is_estimate(nf.cnf(KEY, 2, hidden=(4,)))
+    assert inexactness(flow) == "estimate"
+    assert not inexactness(nf.cnf(KEY, 2, hidden=(4,)))
     exact = flow.transform.with_trace("exact")
     assert "estimate" not in repr(exact)
-    assert not is_estimate(nf.Chain([exact]))
+    assert not inexactness(nf.Chain([exact]))
 
 
 def test_evaluations_are_counted():

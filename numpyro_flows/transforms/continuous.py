@@ -179,8 +179,13 @@ class Continuous(ColumnTransform):
         self.probes = Fixed(self._draw(key, (check_size("num_probes", num_probes), dim)))
         self.shift = None
 
+    @property
+    def inexact(self) -> str:
+        """What the log-determinant is, if not exact."""
+        return "" if self.trace == "exact" else "estimate"
+
     def __repr__(self) -> str:
-        estimate = " (its log-determinant is an estimate)" if self.trace != "exact" else ""
+        estimate = " (its log-determinant is an estimate)" if self.inexact else ""
         return f"Continuous(dim={self.dim}, trace={self.trace!r}{estimate}, solver={self.solver!r})"
 
     def _check_field(self) -> None:
@@ -393,22 +398,22 @@ def _with_derivatives(
     return f, (probes * products).sum(), (products * products).sum()
 
 
-def _is_continuous(node: Any) -> bool:
-    return isinstance(node, Continuous)
+def _trains_differently(node: Any) -> bool:
+    return hasattr(node, "for_training")
 
 
-def is_estimate(tree: Any) -> bool:
-    """Whether a flow or transform has log-determinants that are estimates."""
-    nodes = jax.tree.leaves(tree, is_leaf=_is_continuous)
-    return any(_is_continuous(node) and node.trace != "exact" for node in nodes)
+def inexactness(tree: Any) -> str:
+    """What the log densities or log-determinants of a flow or transform are, if not exact."""
+    nodes = jax.tree.leaves(tree, is_leaf=_trains_differently)
+    return next((node.inexact for node in nodes if getattr(node, "inexact", "")), "")
 
 
 def for_training(tree: Any, key: Array | None, rows: int) -> Any:
-    """A flow or transform with its continuous parts as a step of training uses them."""
-    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_continuous)
+    """A flow or transform with those parts exchanged that a step of training sees differently."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_trains_differently)
     trained = [
         leaf.for_training(None if key is None else jax.random.fold_in(key, i), rows)
-        if _is_continuous(leaf)
+        if _trains_differently(leaf)
         else leaf
         for i, leaf in enumerate(leaves)
     ]
