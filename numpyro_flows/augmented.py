@@ -23,7 +23,7 @@ from .checks import (
     is_real,
 )
 from .circular import PerCoordinate, from_coordinates
-from .distribution import FlowDistribution
+from .distribution import FlowDistribution, solved
 from .transform import Conditioned, Fixed, FlowTransform
 from .transforms import Chain, NumPyroTransform, for_training, inexactness
 
@@ -277,7 +277,7 @@ class AugmentedFlow(Distribution):
         log_q = self.encoder_base.log_prob(noise) - encoder_log_det
         u = jnp.broadcast_to(u, (len(noise), *u.shape))
         z, joint_log_det = self.transform.inverse_and_log_det(jnp.concatenate([u, e], axis=-1))
-        log_p = self.base_dist.log_prob(z) + joint_log_det
+        log_p = solved(self.base_dist.log_prob(z) + joint_log_det, joint_log_det)
         return logsumexp(log_p - log_q, axis=0) - math.log(len(noise)) + log_det
 
     def _unbound(self) -> tuple[Any, Array | None]:

@@ -141,11 +141,11 @@ class FlowDistribution(TransformedDistribution):
         self._check_conditioned()
         if intermediates:
             [(z, log_det)] = intermediates
-            return self.base_dist.log_prob(z) - log_det
+            return solved(self.base_dist.log_prob(z) - log_det, log_det)
         value = check_float("value", value)
         check_event_shape("value", value.shape, self.event_shape)
         z, log_det = self.transform.inverse_and_log_det(value)
-        return self.base_dist.log_prob(z) + log_det
+        return solved(self.base_dist.log_prob(z) + log_det, log_det)
 
     def sample_with_intermediates(
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
@@ -179,6 +179,11 @@ class FlowDistribution(TransformedDistribution):
         if batch_shape == self.batch_shape:
             return self
         return FlowDistribution(self.base_dist.expand(batch_shape), self.transform)
+
+
+def solved(log_density: Array, log_det: Array) -> Array:
+    """-inf where a transform gave up (values NaN, log-determinant -inf), in either direction."""
+    return jnp.where(log_det == -jnp.inf, -jnp.inf, log_density)
 
 
 @promote_batch_shape.register

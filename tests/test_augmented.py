@@ -309,6 +309,14 @@ class Inexact(AutoContinuous):
         return self._flow().base_dist
 
 
+def test_a_solve_that_fails():
+    x = points(2)
+    with pytest.raises(RuntimeError, match="needed more than `max_steps`"):
+        nf.augmented_cnf(KEY, 2, hidden=(4,), max_steps=1).log_prob(x)
+    flow = nf.augmented_cnf(KEY, 2, hidden=(4,), max_steps=1, throw=False)
+    np.testing.assert_array_equal(flow.log_prob(x), -jnp.inf)
+
+
 def test_what_needs_a_density_refuses_it():
     y = jnp.zeros(2)
     for recipe, kind in (

@@ -69,7 +69,8 @@ class Continuous(ColumnTransform):
     :math:`\lambda_K \int |f|^2 dt + \lambda_J \int \|\partial f / \partial z\|_F^2 dt`, whose
     minimisers are paths that are straight and quick to solve; the second integral uses what the
     trace has computed. With ``steer`` b the end time of each step is uniform on
-    :math:`T \pm b`. Neither touches the transform itself.
+    :math:`T \pm b`. Neither touches the transform itself. ``nf.fit_guide`` adds the penalties too,
+    at the cost of one more solve per step unless both are 0, and has no random end times.
 
     Cost: one evaluation of the field and its derivatives per stage of the solver, read by
     ``statistics``. The inverse is that of the exact equation: forward and back agree to the
@@ -225,6 +226,10 @@ class Continuous(ColumnTransform):
         shift = self.steer * jax.random.uniform(time_key, (), minval=-1.0)
         probes = self._draw(probe_key, (*self.probes.value.shape, rows))
         return self._replaced(probes=Fixed(probes), shift=Fixed(shift), throw=False)
+
+    def penalized(self) -> "Continuous":
+        """The same flow with its penalties subtracted from the log-determinant."""
+        return self._replaced(shift=Fixed(jnp.zeros(())))
 
     def _replaced(self, **changes: Any) -> "Continuous":
         new = object.__new__(type(self))
@@ -418,6 +423,19 @@ def for_training(tree: Any, key: Array | None, rows: int) -> Any:
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(structure, trained)
+
+
+def penalized(tree: Any) -> Any:
+    """A flow or transform with its penalties in its log-determinants, None if it has none."""
+
+    def has_penalty(node: Any) -> bool:
+        return isinstance(node, Continuous) and node.kinetic_penalty + node.jacobian_penalty > 0
+
+    leaves, structure = jax.tree.flatten(tree, is_leaf=has_penalty)
+    if not any(map(has_penalty, leaves)):
+        return None
+    leaves = [leaf.penalized() if has_penalty(leaf) else leaf for leaf in leaves]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _as_module(field: Any) -> Any:
