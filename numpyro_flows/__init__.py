@@ -5,6 +5,7 @@ transform) and ``distribution.py`` (the flow).
 """
 
 from . import diagnostics, elementwise, nn, transforms
+from .augmented import AugmentedFlow
 from .diagnostics import check_transform
 from .distribution import FlowDistribution, combine, partition
 from .flow_matching import fit_flow_matching
@@ -16,6 +17,7 @@ from .infer import (
     FlowNUTSReport,
     GuideFit,
     NeuTraReparam,
+    augmented_model,
     fit_guide,
     flow_module,
     importance_log_weights,
@@ -25,6 +27,7 @@ from .infer import (
 )
 from .initialization import initialize
 from .recipes import (
+    augmented_cnf,
     autoregressive_flow,
     bnaf,
     cnf,
@@ -83,10 +86,12 @@ __all__ = [
     "nsf_ar",
     "bnaf",
     "cnf",
+    "augmented_cnf",
     "coupling_flow",
     "autoregressive_flow",
     # the flow and its parts
     "FlowDistribution",
+    "AugmentedFlow",
     "FlowTransform",
     "Inverse",
     "Conditioned",
@@ -127,6 +132,7 @@ __all__ = [
     "random_flow_module",
     "AutoFlow",
     "AmortizedFlow",
+    "augmented_model",
     "STL_ELBO",
     "fit_guide",
     "GuideFit",

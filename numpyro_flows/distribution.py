@@ -16,7 +16,7 @@ from numpyro.distributions.util import validate_sample
 
 from .checks import check_context, check_event_shape, check_float, check_key, is_real
 from .transform import Conditioned, Embedded, Fixed, FlowTransform
-from .transforms import NumPyroTransform, Stacked, is_estimate
+from .transforms import NumPyroTransform, Stacked, inexactness
 
 
 class FlowDistribution(TransformedDistribution):
@@ -98,11 +98,12 @@ class FlowDistribution(TransformedDistribution):
 
     def __repr__(self) -> str:
         context = f", context_dim={self.context_dim}" if self.context_dim else ""
-        estimate = ", log_prob=estimate" if is_estimate(self.transform) else ""
+        inexact = inexactness((self.base_dist, self.transform))
+        kind = f", log_prob={inexact}" if inexact else ""
         return (
             f"FlowDistribution({type(self.base_dist).__name__} -> "
             f"{type(self.transform).__name__}, batch_shape={self.batch_shape}, "
-            f"event_shape={self.event_shape}{context}{estimate})"
+            f"event_shape={self.event_shape}{context}{kind})"
         )
 
     def condition(self, context: Any) -> "FlowDistribution":
@@ -140,11 +141,11 @@ class FlowDistribution(TransformedDistribution):
         self._check_conditioned()
         if intermediates:
             [(z, log_det)] = intermediates
-            return self.base_dist.log_prob(z) - log_det
+            return solved(self.base_dist.log_prob(z) - log_det, log_det)
         value = check_float("value", value)
         check_event_shape("value", value.shape, self.event_shape)
         z, log_det = self.transform.inverse_and_log_det(value)
-        return self.base_dist.log_prob(z) + log_det
+        return solved(self.base_dist.log_prob(z) + log_det, log_det)
 
     def sample_with_intermediates(
         self, key: Array | None, sample_shape: tuple[int, ...] = ()
@@ -178,6 +179,11 @@ class FlowDistribution(TransformedDistribution):
         if batch_shape == self.batch_shape:
             return self
         return FlowDistribution(self.base_dist.expand(batch_shape), self.transform)
+
+
+def solved(log_density: Array, log_det: Array) -> Array:
+    """-inf where a transform gave up (values NaN, log-determinant -inf), in either direction."""
+    return jnp.where(log_det == -jnp.inf, -jnp.inf, log_density)
 
 
 @promote_batch_shape.register

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.typing import ArrayLike
+from numpyro.distributions import Distribution
 
 from .distribution import FlowDistribution
 from .training import FitResult, fit_by
@@ -91,7 +92,9 @@ def fit_flow_matching(
             "coupling: optimal transport would pair base draws with rows of other contexts, and "
             "the conditional densities would be wrong. Use 'independent'."
         )
-    if isinstance(flow, FlowDistribution) and not _is_continuous(flow.transform):
+    if isinstance(flow, Distribution) and not (
+        isinstance(flow, FlowDistribution) and _is_continuous(flow.transform)
+    ):
         raise ValueError(
             f"flow: expected a continuous flow, got {flow}, which has no vector field. Build it "
             "with `nf.cnf`, or train it by `nf.fit`."

@@ -21,6 +21,7 @@ from jax import Array
 from numpyro.distributions import Distribution, Normal, biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 
+from .augmented import AugmentedFlow
 from .checks import check_key, check_size, is_real
 from .circular import (
     ByKind,
@@ -1078,3 +1079,143 @@ def cnf(
         throw=throw,
     )
     return _flow(transform, constraint, base)
+
+
+def conditional_gaussian(key: Array, dim: int, *, context_dim: int) -> FlowDistribution:
+    """The q(e | x) of an augmented flow for which none was chosen.
+
+    Two affine couplings with networks of two layers of 32 units: in one dimension a normal with
+    location and scale of the context, in more one with a skewed dependence.
+
+    :param key: ``jax.random.key``.
+    :param dim: number of coordinates.
+    :param context_dim: width of the context.
+    """
+    return realnvp(key, dim, context_dim=context_dim, depth=2, hidden=(32, 32), activation="silu")
+
+
+def augmented_cnf(
+    key: Array,
+    dim: int,
+    *,
+    augment_dim: int = 1,
+    context_dim: int = 0,
+    support: Support = constraints.real_vector,
+    base: Distribution | None = None,
+    permutation_seed: int = 0,
+    num_samples: int = 16,
+    encoder: Callable[..., FlowDistribution] = conditional_gaussian,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    field: Callable[..., Array] | None = None,
+    trace: str | None = None,
+    noise: str = "rademacher",
+    num_probes: int = 1,
+    solver: str = "Tsit5",
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    num_steps: int | None = None,
+    max_steps: int = 4096,
+    adjoint: str = "checkpoint",
+    end_time: float = 1.0,
+    per_row: bool = False,
+    kinetic_penalty: float = 0.01,
+    jacobian_penalty: float = 0.01,
+    steer: float = 0.0,
+    throw: bool = True,
+) -> AugmentedFlow:
+    r"""Augmented continuous flow: ``cnf`` over the data and ``augment_dim`` coordinates beside.
+
+    Paths that would have to cross, or holes that would have to open, in ``dim`` coordinates pass
+    each other in more. ``log_prob`` is the lower bound of ``AugmentedFlow``, which has the
+    mathematics, cost, limits and sources; ``flow.joint`` is the ``cnf`` over both.
+
+    :param key: ``jax.random.key`` for the initial weights, probes and noise.
+    :param dim: number of coordinates of the data; events have shape ``(dim,)``.
+    :param augment_dim: number of coordinates beside them.
+    :param context_dim: width of the context; 0 for an unconditional flow.
+    :param support: a constraint that holds for each coordinate, or a tuple of one per coordinate.
+    :param base: distribution of the base of all ``dim + augment_dim`` coordinates; standard normal
+        by default.
+    :param permutation_seed: of no effect, as nothing is permuted.
+    :param num_samples: number of draws of the bound.
+    :param encoder: recipe of q(e | x), ``key, augment_dim, context_dim=... -> FlowDistribution``
+        with an exact density; its context is x mapped to the real numbers, then the context.
+    :return: an ``AugmentedFlow``; what follows is as for ``cnf``, in ``dim + augment_dim``
+        coordinates.
+    :param hidden: widths of the hidden layers of the field, ``numpyro_flows.nn.ConcatSquash``.
+    :param activation: name of a smooth one of ``numpyro_flows.nn.ACTIVATIONS``.
+    :param field: a field of your own in place of the network, ``(t, z, context) -> dz/dt``.
+    :param trace: ``"exact"``, ``"hutchinson"``, or None for exact up to 16 coordinates.
+    :param noise: of the probes, ``"rademacher"`` or ``"gaussian"``.
+    :param num_probes: how many of them.
+    :param solver: name of an explicit Runge-Kutta method of diffrax.
+    :param rtol: relative tolerance.
+    :param atol: absolute tolerance, in units of the state.
+    :param num_steps: number of equal steps in place of adaptive ones.
+    :param max_steps: most steps.
+    :param adjoint: ``"checkpoint"``, ``"backsolve"`` or ``"direct"``.
+    :param end_time: T.
+    :param per_row: whether each row chooses its own steps.
+    :param kinetic_penalty: weight of :math:`\int |f|^2 dt` in training.
+    :param jacobian_penalty: weight of :math:`\int \|\partial f / \partial z\|_F^2 dt` in training.
+    :param steer: half width of the random end time in training.
+    :param throw: whether a failed solve raises; if not, its log density is -inf.
+    :raises TypeError: for a key that is not one, sizes that are no integers, or an encoder that
+        returns no ``FlowDistribution``.
+    :raises ValueError: for numbers outside their range, unknown names, a field of another shape,
+        angles, or a support that is not one of each coordinate.
+
+    >>> import jax, jax.numpy as jnp
+    >>> flow = augmented_cnf(jax.random.key(0), 2, augment_dim=1, hidden=(16,))
+    >>> flow.log_prob(jnp.zeros((4, 2))).shape, flow.joint.event_shape
+    ((4,), (3,))
+    """
+    check_size("dim", dim)
+    check_size("augment_dim", augment_dim)
+    joint_key, encoder_key, noise_key = jax.random.split(check_key(key), 3)
+    constraint = _check_no_angles("Continuous", support, dim)
+    joint = cnf(
+        joint_key,
+        dim + augment_dim,
+        context_dim=context_dim,
+        base=base,
+        hidden=hidden,
+        activation=activation,
+        field=field,
+        trace=trace,
+        noise=noise,
+        num_probes=num_probes,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        num_steps=num_steps,
+        max_steps=max_steps,
+        adjoint=adjoint,
+        end_time=end_time,
+        per_row=per_row,
+        kinetic_penalty=kinetic_penalty,
+        jacobian_penalty=jacobian_penalty,
+        steer=steer,
+        throw=throw,
+    )
+    return AugmentedFlow(
+        noise_key,
+        joint,
+        encoder(encoder_key, augment_dim, context_dim=dim + context_dim),
+        num_samples=num_samples,
+        support=None if is_real(constraint) else _each(constraint, dim),
+    )
+
+
+def _each(support: Constraint, dim: int) -> tuple[Constraint, ...]:
+    """The constraint of each coordinate."""
+    if isinstance(support, PerCoordinate):
+        return support.parts
+    part = getattr(support, "base_constraint", support)
+    if part.event_dim:
+        raise ValueError(
+            f"support: expected a constraint of each coordinate, got {support}, which binds them "
+            "together. Augmented flows take scalar constraints or a tuple of them."
+        )
+    return (part,) * dim

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import constraints
+from numpyro.distributions import Distribution, constraints
 from tqdm.auto import tqdm
 
-from .checks import check_context, check_floating, check_key, check_size
+from .augmented import AugmentedFlow
+from .checks import check_context, check_floating, check_key, check_size, is_real
 from .circular import angles
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .files import written_whole
@@ -33,7 +34,7 @@ from .transforms import Chain, NumPyroTransform, Standardized, for_training
 class FitResult:
     """What :func:`fit` returns.
 
-    :ivar flow: the fitted flow, in the units of the data.
+    :ivar flow: the fitted flow, in the units of the data, of the kind that was given.
     :ivar train_losses: mean negative log-likelihood per row (nats) of each epoch, averaged over
         its steps, shape ``(epochs,)``.
     :ivar val_losses: the same on the validation rows after each epoch; empty without a split.
@@ -41,7 +42,7 @@ class FitResult:
     :ivar num_skipped: steps skipped because their loss, gradient or update was not finite.
     """
 
-    flow: FlowDistribution
+    flow: Any
     train_losses: np.ndarray
     val_losses: np.ndarray
     best_epoch: int
@@ -50,7 +51,7 @@ class FitResult:
 
 def fit(
     key: Array,
-    flow: FlowDistribution,
+    flow: FlowDistribution | AugmentedFlow,
     x: ArrayLike,
     context: ArrayLike | None = None,
     *,
@@ -73,7 +74,8 @@ def fit(
     are scored; training stops when ``patience`` epochs brought no improvement, and the best
     parameters are returned. Steps with a non-finite loss, gradient or update change nothing and
     are counted. Continuous flows train with probes drawn anew for each row and step, and with their
-    penalties, which the losses of the steps contain and those of the validation rows do not.
+    penalties, which the losses of the steps contain and those of the validation rows do not;
+    augmented flows with noise drawn anew, and their losses are bounds.
 
     Data and context are standardised (mean 0, scale 1 per coordinate, in the unconstrained space
     if the flow has a support; angles are left alone) and the standardisation becomes part of the
@@ -83,7 +85,7 @@ def fit(
     the validation loss.
 
     :param key: ``jax.random.key``; splits, shuffles.
-    :param flow: flow with batch shape ``()``, conditional or not.
+    :param flow: flow with batch shape ``()``, conditional or not, augmented or not.
     :param x: data of shape ``(n, *event_shape)``, floating, finite, inside the flow's support.
     :param context: shape ``(n, context_dim)`` for a conditional flow; for one with an embedding
         network the pytree that it reads, n rows in each array, which is not standardised.
@@ -136,7 +138,7 @@ def fit(
     )
 
 
-def log_likelihood(flow: FlowDistribution, rows: dict[str, Array], key: Array | None) -> Array:
+def log_likelihood(flow: Any, rows: dict[str, Array], key: Array | None) -> Array:
     """The objective of :func:`fit`: negative log-likelihood of each row, in nats."""
     flow = for_training(flow, key, len(rows["x"]))
     if "context" in rows:
@@ -145,9 +147,9 @@ def log_likelihood(flow: FlowDistribution, rows: dict[str, Array], key: Array | 
 
 
 def fit_by(
-    objective: Callable[[FlowDistribution, dict[str, Array], Array | None], Array],
+    objective: Callable[[Any, dict[str, Array], Array | None], Array],
     key: Array,
-    flow: FlowDistribution,
+    flow: FlowDistribution | AugmentedFlow,
     x: ArrayLike,
     context: ArrayLike | None,
     *,
@@ -182,20 +184,15 @@ def fit_by(
         raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
     x, context, weights = _check_data(flow, x, context, weights)
 
-    transform = flow.transform
-    network = transform.network if isinstance(transform, Embedded) else None
-    core, previous, support = _take_apart(
-        transform.transform if isinstance(transform, Embedded) else transform
-    )
-    if standardize and getattr(core.codomain, "base_constraint", core.codomain) != constraints.real:
+    parts = _take_apart(flow)
+    core, embedded = parts.core, isinstance(flow.transform, Embedded)
+    if standardize and not is_real(core.support):
         raise ValueError(
-            f"flow: expected a {type(core).__name__} onto the real numbers, got one onto "
-            f"{core.codomain}, which cannot be standardised. Pass `standardize=False`, or end the "
+            f"flow: expected a {type(core.transform).__name__} onto the real numbers, got one onto "
+            f"{core.support}, which cannot be standardised. Pass `standardize=False`, or end the "
             "flow with `nf.NumPyroTransform(biject_to(support), event_shape)`."
         )
-    data, numbers, log_det = _whiten(
-        x, context, weights, previous, support, standardize, network is not None
-    )
+    data, numbers, log_det = _whiten(x, context, weights, parts, standardize, embedded)
     n = len(log_det)
     num_val = min(max(1, int(n * val_fraction)), n - 1) if val_fraction and n >= 10 else 0
     if n < 10 and val_fraction:
@@ -223,9 +220,7 @@ def fit_by(
         steps = max_epochs * -(-num_train // batch_size)
         optimizer = _decaying_adam(float(learning_rate), steps, clip_norm)
 
-    if network is not None:
-        core = Embedded(core, network)
-    params, rest = partition(FlowDistribution(flow.base_dist, core))
+    params, rest = partition(core)
     if not jax.tree.leaves(params):
         raise ValueError(
             "flow: it has no parameters to train (everything in it is fixed). Build one with a "
@@ -253,9 +248,9 @@ def fit_by(
             standardize,
             clip_norm,
             None if callable(learning_rate) else float(learning_rate),
-            str(jax.tree.structure(core)),
+            str(jax.tree.structure(core.transform)),
             # NumPyro orders what is in a distribution anew in each process.
-            sorted(re.findall(r"\w+", str(jax.tree.structure((flow.base_dist, opt_state))))),
+            sorted(re.findall(r"\w+", str(jax.tree.structure((core, opt_state))))),
         ]
         pieces = (params, opt_state, rest, data, numbers, log_det)
         store = _Checkpoint(checkpoint, settings, key, pieces)
@@ -313,17 +308,8 @@ def fit_by(
             RuntimeWarning,
             stacklevel=2,
         )
-    transform = combine(best, rest).transform
-    if isinstance(transform, Embedded):
-        network, transform = transform.network, transform.transform
-    if numbers is not None:
-        transform = Standardized(transform, *numbers)
-    if support:
-        transform = Chain([transform, *support])
-    if network is not None:
-        transform = Embedded(transform, network)
     return FitResult(
-        FlowDistribution(flow.base_dist, transform),
+        parts.put_together(combine(best, rest), numbers),
         np.array(train_losses),
         np.array(val_losses),
         best_epoch,
@@ -374,10 +360,10 @@ def _in_precision(value: np.ndarray) -> np.ndarray:
 
 
 def _check_data(
-    flow: FlowDistribution, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
+    flow: Any, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
 ) -> tuple[np.ndarray, Any, np.ndarray]:
     """The arguments as arrays, the weights of mean 1 where they are not 0."""
-    if not isinstance(flow, FlowDistribution):
+    if not isinstance(flow, FlowDistribution | AugmentedFlow):
         raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
     if flow.batch_shape or isinstance(flow.transform, Conditioned):
         raise ValueError(
@@ -443,11 +429,30 @@ def _check_data(
     return x, context, mass / positive.mean(dtype=float)
 
 
-def _take_apart(
-    transform: FlowTransform,
-) -> tuple[FlowTransform, Standardized | None, list[NumPyroTransform]]:
-    """Split into what trains, the standardisation if there is one, and the support."""
-    parts = [transform]
+class _Parts(NamedTuple):
+    """A flow as ``fit`` sees it.
+
+    ``core`` is the flow of the whitened coordinates, which trains; ``numbers`` are those of the
+    standardisation that it had, ``support`` the transforms behind it. ``put_together`` undoes it,
+    with the numbers of a standardisation or None.
+    """
+
+    core: Any
+    numbers: tuple[np.ndarray, ...] | None
+    support: list[NumPyroTransform]
+    put_together: Callable[[Any, tuple[Any, ...] | None], Distribution]
+
+
+@functools.singledispatch
+def _take_apart(flow: Any) -> _Parts:
+    raise NotImplementedError
+
+
+@_take_apart.register
+def _(flow: FlowDistribution) -> _Parts:
+    transform = flow.transform
+    network = transform.network if isinstance(transform, Embedded) else None
+    parts = [transform.transform if isinstance(transform, Embedded) else transform]
     support: list[NumPyroTransform] = []
     while parts and isinstance(last := parts[-1], Chain | NumPyroTransform):
         if isinstance(last, Chain):
@@ -460,9 +465,57 @@ def _take_apart(
             "flow: it has no parameters to train (it is only a support). Build one with a recipe "
             "such as `nf.realnvp`."
         )
-    if len(parts) == 1 and isinstance(parts[0], Standardized):
-        return parts[0].transform, parts[0], support
-    return (parts[0] if len(parts) == 1 else Chain(parts)), None, support
+    core, numbers = _unstandardized(parts[0] if len(parts) == 1 else Chain(parts))
+
+    def put_together(trained: FlowDistribution, numbers: tuple | None) -> FlowDistribution:
+        transform, network = trained.transform, None
+        if isinstance(transform, Embedded):
+            network, transform = transform.network, transform.transform
+        if numbers is not None:
+            transform = Standardized(transform, *numbers)
+        whole = Chain([transform, *support]) if support else transform
+        return _embedded(flow.base_dist, whole, network)
+
+    return _Parts(_embedded(flow.base_dist, core, network), numbers, support, put_together)
+
+
+def _embedded(base: Distribution, transform: FlowTransform, network: Any) -> FlowDistribution:
+    """The flow, with its context read by the network if there is one."""
+    return FlowDistribution(base, transform if network is None else Embedded(transform, network))
+
+
+@_take_apart.register
+def _(flow: AugmentedFlow) -> _Parts:
+    (dim,) = flow.event_shape
+    transform, numbers = _unstandardized(flow.transform)
+    encoder, _ = _unstandardized(flow.encoder_transform)
+
+    def put_together(trained: AugmentedFlow, numbers: tuple | None) -> AugmentedFlow:
+        transform, encoder = trained.transform, trained.encoder_transform
+        if numbers is not None:
+            # The coordinates beside the data keep their units; q reads x and context.
+            ones = np.ones(flow.augment_dim, numbers[1].dtype)
+            loc, scale = (np.append(*pair) for pair in zip(numbers, (0 * ones, ones), strict=False))
+            transform = Standardized(transform, loc, scale, *numbers[2:])
+            x_and_context = (np.concatenate(numbers[i::2]) for i in (0, 1))
+            encoder = Standardized(encoder, 0 * ones, ones, *x_and_context)
+        return flow.with_transforms(transform, encoder, flow.outer)
+
+    if numbers is not None:
+        numbers = (numbers[0][:dim], numbers[1][:dim], *numbers[2:])
+    support = [] if flow.outer is None else [flow.outer]
+    core = flow.with_transforms(transform, encoder, None)
+    return _Parts(core, numbers, support, put_together)
+
+
+def _unstandardized(
+    transform: FlowTransform,
+) -> tuple[FlowTransform, tuple[np.ndarray, ...] | None]:
+    """What is inside of a standardisation, and its numbers."""
+    if not isinstance(transform, Standardized):
+        return transform, None
+    fixed = (transform.loc, transform.scale, transform.context_loc, transform.context_scale)
+    return transform.transform, tuple(np.asarray(number.value) for number in fixed)
 
 
 def _moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -492,13 +545,12 @@ def _whiten(
     x: np.ndarray,
     context: Any,
     weights: np.ndarray,
-    previous: Standardized | None,
-    support: list[NumPyroTransform],
+    parts: _Parts,
     standardize: bool,
     embedded: bool,
 ) -> tuple[dict[str, Any], tuple[Any, ...] | None, np.ndarray]:
     """Rows as the core sees them, the standardisation's numbers, and log|det| of each row."""
-    dtype = jnp.result_type(float)
+    dtype, support = jnp.result_type(float), parts.support
     log_det = np.zeros(len(x))
     if support:
         inverse = Chain(support).inv
@@ -517,7 +569,7 @@ def _whiten(
     keep = weights > 0
     x, weights, log_det = x[keep], weights[keep], log_det[keep]
     context = jax.tree.map(lambda array: array[keep], context)
-    numbers: tuple[Any, ...] | None = None
+    numbers: tuple[Any, ...] | None
     if standardize:
         context_numbers = (
             () if embedded or context is None else _moments("context", context, weights)
@@ -528,9 +580,8 @@ def _whiten(
             circular = np.array(angles(support[-1].codomain, x.shape[1]))
             loc, scale = np.where(circular, 0, loc), np.where(circular, 1, scale)
         numbers = (loc, scale, *context_numbers)
-    elif previous is not None:
-        fixed = (previous.loc, previous.scale, previous.context_loc, previous.context_scale)
-        numbers = tuple(np.asarray(number.value) for number in fixed)
+    else:
+        numbers = parts.numbers
     if numbers is not None:
         x = (x.astype(float) - numbers[0]) / numbers[1]
         log_det = log_det - np.log(numbers[1].astype(float)).sum()

@@ -13,7 +13,8 @@ from cases import points, shake
 from jax.scipy.linalg import expm
 
 import numpyro_flows as nf
-from numpyro_flows.transforms import for_training, is_estimate
+from numpyro_flows.infer.elbo import with_penalties
+from numpyro_flows.transforms import for_training, inexactness
 
 KEY = jax.random.key(0)
 A = np.array([[0.3, -1.0], [0.5, -0.2]])
@@ -184,11 +185,11 @@ def test_an_estimate_says_so():
     flow = nf.cnf(KEY, 2, hidden=(4,), trace="hutchinson")
     assert "estimate" in repr(flow)
     assert "estimate" in repr(flow.transform)
-    assert is_estimate(flow)
-    assert not is_estimate(nf.cnf(KEY, 2, hidden=(4,)))
+    assert inexactness(flow) == "estimate"
+    assert not inexactness(nf.cnf(KEY, 2, hidden=(4,)))
     exact = flow.transform.with_trace("exact")
     assert "estimate" not in repr(exact)
-    assert not is_estimate(nf.Chain([exact]))
+    assert not inexactness(nf.Chain([exact]))
 
 
 def test_evaluations_are_counted():
@@ -235,6 +236,44 @@ def test_penalties_of_training(forward, x64):
     np.testing.assert_allclose(log_det - with_penalty, expected, atol=1e-6)
 
 
+def test_penalties_of_a_guide(x64):
+    """The field a z has kinetic energy a z(0)^2 (e^(2a) - 1) / 2 and a squared Jacobian a^2."""
+    a = 0.7
+    config = {"rtol": 1e-9, "atol": 1e-9, "kinetic_penalty": 0.3, "jacobian_penalty": 0.2}
+    flow = nf.cnf(KEY, 1, field=lambda t, z, context: a * z, **config)
+
+    def guide(flow):
+        with numpyro.plate("rows", 5):
+            return numpyro.sample("x", flow)
+
+    def trace(flow):
+        seeded = numpyro.handlers.seed(with_penalties(guide), 0)
+        return numpyro.handlers.trace(seeded).get_trace(flow)
+
+    sites = trace(flow)
+    z = sites["x"]["value"][:, 0] * np.exp(-a)
+    expected = 0.3 * a * z**2 * np.expm1(2 * a) / 2 + 0.2 * a**2
+    factor = sites["x_penalty"]
+    np.testing.assert_allclose(factor["fn"].log_prob(factor["value"]), expected, atol=1e-6)
+    without = nf.cnf(KEY, 1, hidden=(4,), kinetic_penalty=0.0, jacobian_penalty=0.0)
+    assert list(trace(without)) == ["rows", "x"]
+
+
+def test_fit_guide_counts_the_penalties():
+    """A penalty that outweighs the data leaves the flow where it starts."""
+    y = jnp.array([4.0, -4.0])
+
+    def energy(weight):
+        recipe = functools.partial(nf.cnf, hidden=(8,), num_steps=4, kinetic_penalty=weight)
+        guide = nf.AutoFlow(model, recipe, init="location")
+        config = {"num_steps": 100, "num_particles": 16, "num_draws": 500, "progress_bar": False}
+        result = nf.fit_guide(KEY, guide, y, learning_rate=1e-2, **config)
+        continuous = guide.get_transform(result.params).parts[0]
+        return float((continuous.velocity(jnp.zeros(()), points(2)) ** 2).mean())
+
+    assert energy(1000.0) < 0.1 * energy(0.0)
+
+
 def test_a_step_of_training_has_a_probe_for_each_row_and_another_end():
     t = network(3, trace="hutchinson", num_probes=2, steer=0.5)
     trained = for_training(nf.Chain([t]), jax.random.key(7), 6).parts[0]
@@ -256,6 +295,10 @@ def test_solves_that_fail():
         value, log_det = getattr(linear(max_steps=2, throw=False), step)(x)
         assert jnp.isnan(value).all()
         assert (log_det == -jnp.inf).all()
+    # A density of -inf, never of NaN, whichever way it was asked.
+    flow = nf.cnf(KEY, 2, hidden=(4,), max_steps=1, throw=False)
+    np.testing.assert_array_equal(flow.log_prob(x), -jnp.inf)
+    np.testing.assert_array_equal(flow.sample_and_log_prob(KEY, (3,))[1], -jnp.inf)
     blows_up = nf.Continuous(KEY, 1, lambda t, z, c: z**2, num_steps=50)
     with pytest.raises(RuntimeError, match="not finite"):
         jax.block_until_ready(blows_up(jnp.array([50.0])))
@@ -338,6 +381,18 @@ def test_guides_ask_for_the_exact_trace_in_every_dimension():
     assert not flow.transform.throw
 
 
+def test_a_prior_for_nuts():
+    """Draws of a model are those of the flow that is its prior."""
+    flow = network(2, num_steps=4)
+    prior = nf.FlowDistribution(dist.Normal(jnp.zeros(2), 1.0), flow)
+    kernel = numpyro.infer.NUTS(lambda: numpyro.sample("x", prior), max_tree_depth=5)
+    mcmc = numpyro.infer.MCMC(kernel, num_warmup=200, num_samples=1000, progress_bar=False)
+    mcmc.run(KEY)
+    draws, truth = mcmc.get_samples()["x"], prior.sample(jax.random.key(1), (4000,))
+    np.testing.assert_allclose(draws.mean(0), truth.mean(0), atol=0.25)
+    np.testing.assert_allclose(draws.std(0), truth.std(0), rtol=0.2)
+
+
 def test_files_keep_a_flow(tmp_path):
     flow = shake(nf.cnf(KEY, 2, hidden=(4,), trace="hutchinson"), jax.random.key(1))
     nf.save(tmp_path / "flow", flow)
@@ -381,6 +436,8 @@ def test_ensembles_and_supports():
     ("make", "error", "message"),
     [
         (lambda: linear(end_time=0.0), ValueError, "end_time: expected a positive number, got 0"),
+        (lambda: linear(end_time=-1.0), ValueError, "end_time: expected a positive number"),
+        (lambda: linear(rtol=0), ValueError, "rtol: expected a positive number, got 0"),
         (lambda: linear(rtol=-1e-5), ValueError, "rtol: expected a positive number, got -1e-05"),
         (lambda: linear(atol=float("nan")), ValueError, "atol: expected a positive number"),
         (lambda: linear(num_probes=0), ValueError, "num_probes: expected at least 1, got 0"),

@@ -1,6 +1,7 @@
 """Flows in NumPyro's inference: parameters in models, guides, neural transport."""
 
 from .amortized import AmortizedFlow
+from .augmented import augmented_model
 from .elbo import STL_ELBO
 from .export import to_arviz
 from .fit import GuideFit, fit_guide
@@ -18,6 +19,7 @@ __all__ = [
     "FlowNUTSReport",
     "GuideFit",
     "NeuTraReparam",
+    "augmented_model",
     "fit_guide",
     "flow_module",
     "importance_log_weights",

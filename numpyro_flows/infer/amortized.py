@@ -81,11 +81,11 @@ class AmortizedFlow(AutoGuide):
 
     def _build(self, key: Array) -> tuple[Any, Any]:
         flow = self._recipe(key, self._local_dim, context_dim=self._context_dim)
+        check_exact(flow)
         if flow.event_shape != (self._local_dim,) or not is_real(flow.support):
             raise ValueError(
                 f"flow: expected a flow over real vectors of size {self._local_dim}, got {flow}."
             )
-        check_exact(flow)
         return partition(flow)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:

@@ -1,14 +1,16 @@
-"""The sticking-the-landing gradient of the ELBO."""
+"""What is done to a guide in training: the path gradient, and penalties of continuous flows."""
 
 from typing import Any
 
 import jax
+import numpyro
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.infer import Trace_ELBO
 from numpyro.primitives import Messenger
 
 from ..distribution import FlowDistribution
+from ..transforms import penalized
 
 
 class _PathFlow(FlowDistribution):
@@ -25,6 +27,20 @@ class _path_density(Messenger):
         fn = msg.get("fn")
         if msg["type"] == "sample" and type(fn) is FlowDistribution and not msg["is_observed"]:
             msg["fn"] = _PathFlow(fn.base_dist, fn.transform)
+
+
+class with_penalties(Messenger):
+    """A guide whose continuous flows count their penalties, as factors that any ELBO subtracts."""
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        fn = msg.get("fn")
+        if msg["type"] != "sample" or not isinstance(fn, FlowDistribution) or msg["is_observed"]:
+            return
+        transform = penalized(fn.transform)
+        if transform is not None and msg["intermediates"]:
+            [(z, log_det)] = msg["intermediates"]
+            _, less = transform.forward_and_log_det(z)
+            numpyro.factor(f"{msg['name']}_penalty", log_det - less)
 
 
 class STL_ELBO(Trace_ELBO):

@@ -21,7 +21,7 @@ from ..checks import check_key, check_size
 from ..diagnostics import importance_ess, psis_khat
 from .arguments import Static, join_arguments, split_arguments
 from .density import check_summable, hidden_discrete, hidden_sites, unblocked
-from .elbo import STL_ELBO
+from .elbo import STL_ELBO, with_penalties
 from .importance import importance_log_weights
 
 #: Steps in which the learning rate rises.
@@ -104,7 +104,7 @@ def fit_guide(
     whose value or gradient is not finite. The fall begins earlier, and training ends earlier, once
     the loss has ceased to fall. What is returned is the better of the last parameters and the best
     seen before, judged by fresh draws. Arrays among the model's arguments are arguments of the
-    compiled program, not baked into it.
+    compiled program, not baked into it. The losses of continuous flows contain their penalties.
 
     :param key: ``jax.random.key``.
     :param guide: an automatic guide, ``nf.AutoFlow`` or NumPyro's; it need not be set up.
@@ -176,7 +176,7 @@ def fit_guide(
         from numpyro.contrib.funsor import config_enumerate  # needs the package funsor
 
         objective, model = TraceEnum_ELBO, config_enumerate(model)
-    svi = SVI(model, guide, optimizer, elbo or objective())
+    svi = SVI(model, with_penalties(guide), optimizer, elbo or objective())
     state = svi.init(init_key, *args, init_params=init_params, **kwargs)
     if elbo is None:
         # Only now is the dimension known.

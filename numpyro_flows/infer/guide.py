@@ -22,7 +22,7 @@ from ..distribution import FlowDistribution, combine, partition
 from ..elementwise import DeepSigmoid
 from ..recipes import coupling_flow, realnvp
 from ..transform import FlowTransform
-from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine, is_estimate
+from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine, inexactness
 from .arguments import Static, join_arguments, split_arguments
 from .density import log_joint
 from .preconditioner import FULL, Located, locate
@@ -45,16 +45,17 @@ def for_guide(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDist
     return functools.partial(recipe, **settings) if settings else recipe
 
 
-def check_exact(flow: FlowDistribution) -> None:
-    """Refuse a flow whose log density is an estimate.
+def check_exact(flow: Any) -> None:
+    """Refuse a flow or transform whose log density or log-determinant is not exact.
 
-    :raises ValueError: if it is.
+    :raises ValueError: for one that is an estimate or a bound.
     """
-    if is_estimate(flow.transform):
+    if kind := inexactness(flow):
         raise ValueError(
-            "flow: expected an exact log density, got the estimate of a stochastic trace, with "
-            "which neither ELBO nor importance weights nor neural transport would be right. Build "
-            "it with `trace='exact'`."
+            f"flow: expected an exact log density, got one that is the {kind}, with which neither "
+            "ELBO nor importance weights nor neural transport would be right. Build a continuous "
+            "flow with `trace='exact'`; for an augmented guide, fit an exact flow to "
+            "`nf.augmented_model(model)`."
         )
 
 
@@ -85,6 +86,7 @@ def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistributio
 def build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tuple[Any, Any]:
     """The recipe's flow with a trainable affine map behind it, parted for training."""
     flow = recipe(key, dim)
+    check_exact(flow)
     if not isinstance(flow, FlowDistribution):
         raise TypeError(
             f"flow: expected a recipe that returns a FlowDistribution, got one that returns "
@@ -97,7 +99,6 @@ def build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tupl
             f"with support {flow.support}. The guide works in the unconstrained space and applies "
             "the sites' supports itself."
         )
-    check_exact(flow)
     affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
     return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
 

@@ -15,6 +15,7 @@ from ..checks import check_key, check_size
 from ..diagnostics import psis
 from .arguments import Static, join_arguments, split_arguments
 from .density import check_set_up, log_joint
+from .guide import check_exact
 
 #: Draws whose densities are computed at once.
 BATCH = 500
@@ -48,6 +49,7 @@ def _compiled(guide: AutoGuide) -> Any:
         def one(key: Array) -> tuple[dict[str, Array], Array, Array]:
             guide_key, model_key = jax.random.split(key)
             log_q, trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
+            check_exact([site.get("fn") for site in trace.values()])
             latent = {
                 name: site["value"]
                 for name, site in trace.items()
@@ -86,6 +88,7 @@ def importance_log_weights(
     :param num_samples: number of draws.
     :return: shape ``(num_samples,)``.
     :raises TypeError: for a key that is not one.
+    :raises ValueError: if a density of the guide is an estimate or a bound.
     """
     _, log_p, log_q = weighted_draws(key, guide, params, args, kwargs, num_samples)
     return log_p - log_q
@@ -123,7 +126,8 @@ def importance_resample(
     :return: a dict of draws of the latent and deterministic sites, each with a first axis of
         ``num_samples``, and the weights' k-hat.
     :raises TypeError: for a key that is not one.
-    :raises ValueError: if weights are not finite.
+    :raises ValueError: if weights are not finite, or a density of the guide is an estimate or a
+        bound.
 
     Source: Vehtari et al. (2024), arXiv:1507.02646.
     """

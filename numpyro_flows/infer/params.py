@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,11 +11,15 @@ from jax import Array
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent
 from numpyro.infer.autoguide import AutoGuide
 
+from ..augmented import AugmentedFlow
 from ..distribution import FlowDistribution, combine, leaf_names, partition
 
 Prior: TypeAlias = (
     Distribution | Mapping[str, Distribution] | Callable[[str, tuple[int, ...]], Distribution]
 )
+
+
+_Flow = TypeVar("_Flow", FlowDistribution, AugmentedFlow)
 
 
 def _check_flow(flow: object) -> FlowDistribution:
@@ -41,7 +45,7 @@ def _train_base(name: str, base: Distribution) -> Distribution:
     return base
 
 
-def flow_module(name: str, flow: FlowDistribution, *, train_base: bool = False) -> FlowDistribution:
+def flow_module(name: str, flow: _Flow, *, train_base: bool = False) -> _Flow:
     """Declare a flow whose parameters are learned with the model's, as by ``eqx_module``.
 
     The parameters are one ``numpyro.param`` site ``name$params``, with the first half of
@@ -49,18 +53,21 @@ def flow_module(name: str, flow: FlowDistribution, *, train_base: bool = False) 
     loops and use it inside them.
 
     :param name: name of the module in the model.
-    :param flow: the flow, conditional or not, with its initial parameters.
+    :param flow: the flow, conditional or not, with its initial parameters. An augmented one needs
+        fresh noise in each step: ``flow_module(...).with_probe(numpyro.prng_key())``.
     :param train_base: whether the base distribution's arguments are learned too, each as a site
-        ``name$base.argument`` under that argument's own constraint.
+        ``name$base.argument`` under that argument's own constraint; not for augmented flows.
     :return: the flow with the parameters of the current run.
-    :raises TypeError: if ``flow`` is not a ``FlowDistribution``.
+    :raises TypeError: if ``flow`` is not a flow.
 
     >>> import jax, numpyro, numpyro_flows as nf
     >>> flow = nf.realnvp(jax.random.key(0), 2)
     >>> def model(x):
     ...     numpyro.sample("x", nf.flow_module("flow", flow).expand((len(x),)), obs=x)
     """
-    params, rest = partition(_check_flow(flow))
+    if train_base or not isinstance(flow, AugmentedFlow):
+        _check_flow(flow)
+    params, rest = partition(flow)
     # A flow is callable, and `param` calls what is callable; hence the lambda.
     flow = combine(numpyro.param(f"{name}$params", lambda _: params), rest)
     if train_base:

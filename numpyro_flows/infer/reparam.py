@@ -14,7 +14,7 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.reparam import Reparam
 
-from .guide import AutoFlow, is_traced
+from .guide import AutoFlow, check_exact, is_traced
 from .params import model_params
 from .supports import Winding
 
@@ -62,8 +62,8 @@ class NeuTraReparam(Reparam):
     :param guide: any ``AutoContinuous`` guide, set up; NumPyro's own too.
     :param params: its trained parameters; those of the model itself are used as well.
     :raises TypeError: if ``guide`` is not ``AutoContinuous``.
-    :raises ValueError: if the guide was not set up or has no transform that stands alone, or if a
-        parameter is not finite.
+    :raises ValueError: if the guide was not set up or has no transform that stands alone, if its
+        log-determinant is an estimate, or if a parameter is not finite.
 
     Source: Hoffman et al. (2019), arXiv:1903.03704.
 
@@ -102,6 +102,7 @@ class NeuTraReparam(Reparam):
                 f"NeuTraReparam: {type(guide).__name__} has no transform that is independent of "
                 "the model's arguments, so it cannot reparameterise a model."
             ) from error
+        check_exact(self.transform)
         # Other guides cut the circle, as NUTS does; the map must be the guide's.
         self._windings = guide.get_windings(params) if isinstance(guide, AutoFlow) else {}
         self._model_params = model_params(guide, params)

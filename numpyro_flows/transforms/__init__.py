@@ -3,7 +3,7 @@
 from .autoregressive import MaskedAutoregressive
 from .bnaf import BlockAutoregressive
 from .compose import Chain, Scan, Stacked
-from .continuous import Continuous, for_training, is_estimate
+from .continuous import Continuous, for_training, inexactness, penalized
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .fixed import FixedAffine, NumPyroTransform, Standardized
@@ -43,5 +43,6 @@ __all__ = [
     "Sylvester",
     "TriangularAffine",
     "for_training",
-    "is_estimate",
+    "inexactness",
+    "penalized",
 ]

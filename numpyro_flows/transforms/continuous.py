@@ -69,7 +69,8 @@ class Continuous(ColumnTransform):
     :math:`\lambda_K \int |f|^2 dt + \lambda_J \int \|\partial f / \partial z\|_F^2 dt`, whose
     minimisers are paths that are straight and quick to solve; the second integral uses what the
     trace has computed. With ``steer`` b the end time of each step is uniform on
-    :math:`T \pm b`. Neither touches the transform itself.
+    :math:`T \pm b`. Neither touches the transform itself. ``nf.fit_guide`` adds the penalties too,
+    at the cost of one more solve per step unless both are 0, and has no random end times.
 
     Cost: one evaluation of the field and its derivatives per stage of the solver, read by
     ``statistics``. The inverse is that of the exact equation: forward and back agree to the
@@ -179,8 +180,13 @@ class Continuous(ColumnTransform):
         self.probes = Fixed(self._draw(key, (check_size("num_probes", num_probes), dim)))
         self.shift = None
 
+    @property
+    def inexact(self) -> str:
+        """What the log-determinant is, if not exact."""
+        return "" if self.trace == "exact" else "estimate"
+
     def __repr__(self) -> str:
-        estimate = " (its log-determinant is an estimate)" if self.trace != "exact" else ""
+        estimate = " (its log-determinant is an estimate)" if self.inexact else ""
         return f"Continuous(dim={self.dim}, trace={self.trace!r}{estimate}, solver={self.solver!r})"
 
     def _check_field(self) -> None:
@@ -220,6 +226,10 @@ class Continuous(ColumnTransform):
         shift = self.steer * jax.random.uniform(time_key, (), minval=-1.0)
         probes = self._draw(probe_key, (*self.probes.value.shape, rows))
         return self._replaced(probes=Fixed(probes), shift=Fixed(shift), throw=False)
+
+    def penalized(self) -> "Continuous":
+        """The same flow with its penalties subtracted from the log-determinant."""
+        return self._replaced(shift=Fixed(jnp.zeros(())))
 
     def _replaced(self, **changes: Any) -> "Continuous":
         new = object.__new__(type(self))
@@ -393,26 +403,39 @@ def _with_derivatives(
     return f, (probes * products).sum(), (products * products).sum()
 
 
-def _is_continuous(node: Any) -> bool:
-    return isinstance(node, Continuous)
+def _trains_differently(node: Any) -> bool:
+    return hasattr(node, "for_training")
 
 
-def is_estimate(tree: Any) -> bool:
-    """Whether a flow or transform has log-determinants that are estimates."""
-    nodes = jax.tree.leaves(tree, is_leaf=_is_continuous)
-    return any(_is_continuous(node) and node.trace != "exact" for node in nodes)
+def inexactness(tree: Any) -> str:
+    """What the log densities or log-determinants of a flow or transform are, if not exact."""
+    nodes = jax.tree.leaves(tree, is_leaf=_trains_differently)
+    return next((node.inexact for node in nodes if getattr(node, "inexact", "")), "")
 
 
 def for_training(tree: Any, key: Array | None, rows: int) -> Any:
-    """A flow or transform with its continuous parts as a step of training uses them."""
-    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_continuous)
+    """A flow or transform with those parts exchanged that a step of training sees differently."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_trains_differently)
     trained = [
         leaf.for_training(None if key is None else jax.random.fold_in(key, i), rows)
-        if _is_continuous(leaf)
+        if _trains_differently(leaf)
         else leaf
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(structure, trained)
+
+
+def penalized(tree: Any) -> Any:
+    """A flow or transform with its penalties in its log-determinants, None if it has none."""
+
+    def has_penalty(node: Any) -> bool:
+        return isinstance(node, Continuous) and node.kinetic_penalty + node.jacobian_penalty > 0
+
+    leaves, structure = jax.tree.flatten(tree, is_leaf=has_penalty)
+    if not any(map(has_penalty, leaves)):
+        return None
+    leaves = [leaf.penalized() if has_penalty(leaf) else leaf for leaf in leaves]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _as_module(field: Any) -> Any:
