@@ -257,7 +257,9 @@ class _Schedule:
     :param target_ess: importance ESS above which weights are nearly equal.
     """
 
-    def __init__(self, num_steps: int, num_particles: int, annealing_steps: int, target_ess: float):
+    def __init__(
+        self, num_steps: int, num_particles: int, annealing_steps: int = 0, target_ess: float = 0.99
+    ):
         self.step = 0
         self.stop = num_steps
         self.warm_up = min(WARM_UP, max(1, num_steps // 10))
