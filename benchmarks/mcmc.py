@@ -33,18 +33,6 @@ import numpyro_flows as nf
 with warnings.catch_warnings(action="ignore", category=FutureWarning):
     import arviz
 
-POSTERIORDB = [
-    "eight_schools",
-    "arK",
-    "garch11",
-    "gp_pois_regr",
-    "low_dim_gauss_mix",
-    "logearn_interaction",
-    "diamonds",
-    "nes2000",
-    "kidscore_interaction",
-    "hmm_drive_0",
-]
 TARGETS = [
     "funnel_101",
     "funnel_10",
@@ -52,7 +40,7 @@ TARGETS = [
     "german_credit",
     "rotated_normal",
     "two_modes",
-    *POSTERIORDB,
+    *models.POSTERIORDB,
 ]
 CHAINS, WARMUP, DRAWS = 4, 1000, 1000
 MODES, WEIGHTS, WIDTH = jnp.array([[-4.0, -4.0], [4.0, 4.0]]), jnp.array([0.3, 0.7]), 1.0
@@ -63,8 +51,7 @@ def rotated_normal(precision):
 
 
 def rotated() -> tuple[np.ndarray, np.ndarray]:
-    """Covariance of 100 coordinates with condition number 1e4 in random directions, and its root's
-    inverse precision."""
+    """Covariance and precision of 100 coordinates, condition number 1e4, in random directions."""
     rng = np.random.default_rng(0)
     frame, _ = np.linalg.qr(rng.normal(size=(100, 100)))
     variances = np.geomspace(1e-2, 1e2, 100)

@@ -19,7 +19,7 @@ from numpyro_flows.transforms import for_training, inexactness
 KEY = jax.random.key(0)
 
 
-def small(dim=2, augment_dim=1, scale=0.5, **config):
+def small(dim=2, augment_dim=1, scale=0.6, **config):
     config = {"hidden": (8,), "num_steps": 6, "num_samples": 4, **config}
     return shake(
         nf.augmented_cnf(KEY, dim, augment_dim=augment_dim, **config), jax.random.key(1), scale
@@ -65,9 +65,8 @@ def test_the_bound_and_the_integral(name, x64):
     assert gaps[1].mean() < 0.2 * gaps[0].mean()
     ratio = np.exp(one - exact)
     assert (np.abs(ratio.mean(0) - 1) < 4 * ratio.std(0) / 20).all()
-    best = flow.with_probe(KEY, num_samples=200_000).log_prob(x)
-    # Slow where the weights have heavy tails, as at the last row.
-    np.testing.assert_allclose(best, exact, atol=0.05)
+    best = flow.with_probe(KEY, num_samples=20_000).log_prob(x)
+    np.testing.assert_allclose(best, exact, atol=0.03)
 
 
 def test_draws_have_the_integral_as_their_density():
