@@ -28,6 +28,7 @@ from numpyro.distributions import Distribution, constraints, transforms
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 
+from .dequantization import Dequantized
 from .distribution import FlowDistribution
 from .files import written_whole
 from .transform import FlowTransform
@@ -80,14 +81,16 @@ def register(cls: _Class) -> _Class:
     return cls
 
 
-def save(path: str | os.PathLike[str], flow: FlowDistribution | FlowTransform) -> None:
+def save(
+    path: str | os.PathLike[str], flow: FlowDistribution | FlowTransform | Dequantized
+) -> None:
     """Write a flow or a transform to a file, its configuration and its parameters.
 
     An existing file is replaced only once the new one is complete.
 
     :param path: name of the file, used as it is; there is no customary suffix.
-    :param flow: a ``FlowDistribution`` or ``FlowTransform`` of this package's classes,
-        NumPyro's, and those given to :func:`register`.
+    :param flow: a ``FlowDistribution``, ``FlowTransform`` or ``Dequantized`` of this package's
+        classes, NumPyro's, and those given to :func:`register`.
     :raises TypeError: for anything else, or if the flow holds something that is not data
         (a function, an instance of an unregistered class, a tracer).
 
@@ -98,7 +101,7 @@ def save(path: str | os.PathLike[str], flow: FlowDistribution | FlowTransform) -
     >>> bool(load(path).transform.eq(flow.transform))
     True
     """
-    if not isinstance(flow, FlowDistribution | FlowTransform):
+    if not isinstance(flow, FlowDistribution | FlowTransform | Dequantized):
         raise TypeError(
             f"save: expected a FlowDistribution or a FlowTransform, got {type(flow).__name__}."
         )
@@ -112,7 +115,7 @@ def save(path: str | os.PathLike[str], flow: FlowDistribution | FlowTransform) -
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def load(path: str | os.PathLike[str]) -> FlowDistribution | FlowTransform:
+def load(path: str | os.PathLike[str]) -> FlowDistribution | FlowTransform | Dequantized:
     """Read what :func:`save` wrote. Runs nothing from the file.
 
     :param path: name of the file.
@@ -241,7 +244,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     raise _refuse(value, path)
 
 
-def _read(archive: zipfile.ZipFile) -> FlowDistribution | FlowTransform:
+def _read(archive: zipfile.ZipFile) -> FlowDistribution | FlowTransform | Dequantized:
     config = json.loads(archive.read("config.json"))
     if config["format"] != _FORMAT:
         raise ValueError(f"expected the format {_FORMAT!r}, got {config['format']!r}.")
@@ -251,7 +254,7 @@ def _read(archive: zipfile.ZipFile) -> FlowDistribution | FlowTransform:
             "Upgrade numpyro_flows to read it."
         )
     flow = _decode(config["flow"], archive)
-    if not isinstance(flow, FlowDistribution | FlowTransform):
+    if not isinstance(flow, FlowDistribution | FlowTransform | Dequantized):
         raise ValueError(
             f"expected a FlowDistribution or a FlowTransform, got {type(flow).__name__}."
         )

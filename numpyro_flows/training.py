@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from .checks import check_context, check_floating, check_key, check_size
 from .circular import angles
+from .dequantization import Dequantized, check_integers
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .files import written_whole
 from .transform import Conditioned, Embedded, FlowTransform
@@ -33,7 +34,7 @@ from .transforms import Chain, NumPyroTransform, Standardized, for_training
 class FitResult:
     """What :func:`fit` returns.
 
-    :ivar flow: the fitted flow, in the units of the data.
+    :ivar flow: the fitted flow, in the units of the data; a ``Dequantized`` if that was given.
     :ivar train_losses: mean negative log-likelihood per row (nats) of each epoch, averaged over
         its steps, shape ``(epochs,)``.
     :ivar val_losses: the same on the validation rows after each epoch; empty without a split.
@@ -41,7 +42,7 @@ class FitResult:
     :ivar num_skipped: steps skipped because their loss, gradient or update was not finite.
     """
 
-    flow: FlowDistribution
+    flow: Any
     train_losses: np.ndarray
     val_losses: np.ndarray
     best_epoch: int
@@ -50,7 +51,7 @@ class FitResult:
 
 def fit(
     key: Array,
-    flow: FlowDistribution,
+    flow: FlowDistribution | Dequantized,
     x: ArrayLike,
     context: ArrayLike | None = None,
     *,
@@ -79,12 +80,17 @@ def fit(
     if the flow has a support; angles are left alone) and the standardisation becomes part of the
     returned flow, exactly.
 
+    Integers are fitted by ``nf.dequantize(flow, levels)`` in the place of a flow. Losses are then
+    those of the bound, with noise drawn anew for each row and step (the same in each epoch for the
+    validation rows), and neither data nor context are standardised.
+
     Below 10 rows nothing is held out: a warning says so and the training loss takes the place of
     the validation loss.
 
     :param key: ``jax.random.key``; splits, shuffles.
-    :param flow: flow with batch shape ``()``, conditional or not.
-    :param x: data of shape ``(n, *event_shape)``, floating, finite, inside the flow's support.
+    :param flow: flow with batch shape ``()``, conditional or not; for integers a ``Dequantized``.
+    :param x: data of shape ``(n, *event_shape)``, floating, finite, inside the flow's support; or
+        integers inside the range of the ``Dequantized``.
     :param context: shape ``(n, context_dim)`` for a conditional flow; for one with an embedding
         network the pytree that it reads, n rows in each array, which is not standardised.
     :param weights: non-negative weights of shape ``(n,)``; their scale does not matter, and rows
@@ -117,7 +123,7 @@ def fit(
     (4, 2)
     """
     return fit_by(
-        log_likelihood,
+        bound if isinstance(flow, Dequantized) else log_likelihood,
         key,
         flow,
         x,
@@ -144,10 +150,20 @@ def log_likelihood(flow: FlowDistribution, rows: dict[str, Array], key: Array | 
     return -flow.log_prob(rows["x"])
 
 
+def bound(model: Dequantized, rows: dict[str, Array], key: Array | None) -> Array:
+    """The objective of :func:`fit` for integers: minus the bound of each row, in nats."""
+    # Validation repeats its noise, so that epochs can be compared.
+    key, noise_key = (None, jax.random.key(0)) if key is None else jax.random.split(key)
+    model = for_training(model, key, len(rows["x"]))
+    if "context" in rows:
+        model = model.condition(rows["context"])
+    return -model.log_prob_bound(noise_key, rows["x"])
+
+
 def fit_by(
-    objective: Callable[[FlowDistribution, dict[str, Array], Array | None], Array],
+    objective: Callable[[Any, dict[str, Array], Array | None], Array],
     key: Array,
-    flow: FlowDistribution,
+    flow: FlowDistribution | Dequantized,
     x: ArrayLike,
     context: ArrayLike | None,
     *,
@@ -180,22 +196,11 @@ def fit_by(
         raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}.")
     if not clip_norm > 0:
         raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
-    x, context, weights = _check_data(flow, x, context, weights)
-
-    transform = flow.transform
-    network = transform.network if isinstance(transform, Embedded) else None
-    core, previous, support = _take_apart(
-        transform.transform if isinstance(transform, Embedded) else transform
-    )
-    if standardize and getattr(core.codomain, "base_constraint", core.codomain) != constraints.real:
-        raise ValueError(
-            f"flow: expected a {type(core).__name__} onto the real numbers, got one onto "
-            f"{core.codomain}, which cannot be standardised. Pass `standardize=False`, or end the "
-            "flow with `nf.NumPyroTransform(biject_to(support), event_shape)`."
-        )
-    data, numbers, log_det = _whiten(
-        x, context, weights, previous, support, standardize, network is not None
-    )
+    if isinstance(flow, Dequantized):
+        task = _discrete(flow, x, context, weights)
+    else:
+        task = _continuous(flow, x, context, weights, standardize)
+    data, numbers, log_det = task.data, task.numbers, task.log_det
     n = len(log_det)
     num_val = min(max(1, int(n * val_fraction)), n - 1) if val_fraction and n >= 10 else 0
     if n < 10 and val_fraction:
@@ -223,9 +228,7 @@ def fit_by(
         steps = max_epochs * -(-num_train // batch_size)
         optimizer = _decaying_adam(float(learning_rate), steps, clip_norm)
 
-    if network is not None:
-        core = Embedded(core, network)
-    params, rest = partition(FlowDistribution(flow.base_dist, core))
+    params, rest = partition(task.model)
     if not jax.tree.leaves(params):
         raise ValueError(
             "flow: it has no parameters to train (everything in it is fixed). Build one with a "
@@ -253,9 +256,9 @@ def fit_by(
             standardize,
             clip_norm,
             None if callable(learning_rate) else float(learning_rate),
-            str(jax.tree.structure(core)),
+            str(jax.tree.structure(task.core)),
             # NumPyro orders what is in a distribution anew in each process.
-            sorted(re.findall(r"\w+", str(jax.tree.structure((flow.base_dist, opt_state))))),
+            sorted(re.findall(r"\w+", str(jax.tree.structure((task.model, opt_state))))),
         ]
         pieces = (params, opt_state, rest, data, numbers, log_det)
         store = _Checkpoint(checkpoint, settings, key, pieces)
@@ -313,21 +316,74 @@ def fit_by(
             RuntimeWarning,
             stacklevel=2,
         )
-    transform = combine(best, rest).transform
-    if isinstance(transform, Embedded):
-        network, transform = transform.network, transform.transform
-    if numbers is not None:
-        transform = Standardized(transform, *numbers)
-    if support:
-        transform = Chain([transform, *support])
-    if network is not None:
-        transform = Embedded(transform, network)
     return FitResult(
-        FlowDistribution(flow.base_dist, transform),
+        task.finish(combine(best, rest)),
         np.array(train_losses),
         np.array(val_losses),
         best_epoch,
         num_skipped,
+    )
+
+
+class _Task(NamedTuple):
+    """What one call of :func:`fit_by` trains, and on what."""
+
+    model: Any
+    core: FlowTransform  # the transform in it that trains
+    data: dict[str, Any]
+    numbers: tuple[Any, ...] | None  # of the standardisation
+    log_det: np.ndarray  # of what comes after the core, for each row
+    finish: Callable[[Any], Any]  # the trained model to what the caller gets
+
+
+def _continuous(
+    flow: FlowDistribution, x: ArrayLike, context: Any, weights: ArrayLike | None, standardize: bool
+) -> _Task:
+    x, context, weights = _check_data(flow, x, context, weights)
+    transform = flow.transform
+    network = transform.network if isinstance(transform, Embedded) else None
+    core, previous, support = _take_apart(
+        transform.transform if isinstance(transform, Embedded) else transform
+    )
+    if standardize and getattr(core.codomain, "base_constraint", core.codomain) != constraints.real:
+        raise ValueError(
+            f"flow: expected a {type(core).__name__} onto the real numbers, got one onto "
+            f"{core.codomain}, which cannot be standardised. Pass `standardize=False`, or end the "
+            "flow with `nf.NumPyroTransform(biject_to(support), event_shape)`."
+        )
+    data, numbers, log_det = _whiten(
+        x, context, weights, previous, support, standardize, network is not None
+    )
+    if network is not None:
+        core = Embedded(core, network)
+
+    def finish(trained: FlowDistribution) -> FlowDistribution:
+        transform, network = trained.transform, None
+        if isinstance(transform, Embedded):
+            network, transform = transform.network, transform.transform
+        if numbers is not None:
+            transform = Standardized(transform, *numbers)
+        if support:
+            transform = Chain([transform, *support])
+        if network is not None:
+            transform = Embedded(transform, network)
+        return FlowDistribution(flow.base_dist, transform)
+
+    model = FlowDistribution(flow.base_dist, core)
+    return _Task(model, core, data, numbers, log_det, finish)
+
+
+def _discrete(model: Dequantized, x: ArrayLike, context: Any, weights: ArrayLike | None) -> _Task:
+    _check_unbound(model.flow)
+    x = np.asarray(x)
+    check_integers("x", x, model.levels, model.event_shape)
+    _check_rows(model.flow, x)
+    context, weights = _check_others(model.flow, len(x), context, weights)
+    keep = weights > 0
+    arrays = {"x": x, "weights": weights} | ({} if context is None else {"context": context})
+    data = jax.tree.map(lambda array: _as_trained(array[keep]), arrays)
+    return _Task(
+        model, model.flow.transform, data, None, np.zeros(keep.sum()), lambda trained: trained
     )
 
 
@@ -373,10 +429,7 @@ def _in_precision(value: np.ndarray) -> np.ndarray:
         return value.astype(jnp.result_type(float))
 
 
-def _check_data(
-    flow: FlowDistribution, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
-) -> tuple[np.ndarray, Any, np.ndarray]:
-    """The arguments as arrays, the weights of mean 1 where they are not 0."""
+def _check_unbound(flow: FlowDistribution) -> None:
     if not isinstance(flow, FlowDistribution):
         raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
     if flow.batch_shape or isinstance(flow.transform, Conditioned):
@@ -384,15 +437,21 @@ def _check_data(
             f"flow: expected batch shape () and no bound context, got {flow}. Pass the conditional "
             "flow itself and `context=`, not `flow.condition(context)`."
         )
-    x = _as_float("x", x)
+
+
+def _check_rows(flow: FlowDistribution, x: np.ndarray) -> None:
     if x.ndim == 0 or x.shape[1:] != flow.event_shape:
         shape = str(("n", *flow.event_shape)).replace("'", "")
         hint = " Scalar data needs a last axis: x[:, None]." if flow.event_shape == (1,) else ""
         raise ValueError(f"x: expected shape {shape}, one draw per row, got {x.shape}.{hint}")
-    n = len(x)
-    if n < 2:
-        raise ValueError(f"x: expected at least 2 rows, got {n}.")
-    _check_finite("x", _in_precision(x))
+    if len(x) < 2:
+        raise ValueError(f"x: expected at least 2 rows, got {len(x)}.")
+
+
+def _check_others(
+    flow: FlowDistribution, n: int, context: Any, weights: ArrayLike | None
+) -> tuple[Any, np.ndarray]:
+    """Context and weights of n rows as arrays, the weights of mean 1 where they are not 0."""
     if flow.context_dim and context is None:
         raise ValueError(
             "context: expected one, as this flow is conditional; pass `context=` of shape "
@@ -433,6 +492,18 @@ def _check_data(
     positive = mass[mass > 0]
     if len(positive) < 2:
         raise ValueError(f"weights: expected at least 2 positive ones, got {len(positive)}.")
+    return context, mass / positive.mean(dtype=float)
+
+
+def _check_data(
+    flow: FlowDistribution, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
+) -> tuple[np.ndarray, Any, np.ndarray]:
+    """The arguments as arrays."""
+    _check_unbound(flow)
+    x = _as_float("x", x)
+    _check_rows(flow, x)
+    _check_finite("x", _in_precision(x))
+    context, mass = _check_others(flow, len(x), context, weights)
     # Out-of-support values of a constraint are a property of single rows.
     outside = ~np.asarray(flow.support(jnp.asarray(x)))
     if outside.any():
@@ -440,7 +511,7 @@ def _check_data(
             f"x: {_rows(outside)} lie outside the flow's support {flow.support}; drop them or "
             "build the flow with another `support=`."
         )
-    return x, context, mass / positive.mean(dtype=float)
+    return x, context, mass
 
 
 def _take_apart(
@@ -537,11 +608,13 @@ def _whiten(
         if not embedded and context is not None:
             context = (context.astype(float) - numbers[2]) / numbers[3]
     arrays = {"x": x, "weights": weights} | ({} if context is None else {"context": context})
+    return jax.tree.map(_as_trained, arrays), numbers, log_det
 
-    def cast(array: np.ndarray) -> np.ndarray:
-        return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
 
-    return jax.tree.map(cast, arrays), numbers, log_det
+def _as_trained(array: np.ndarray) -> np.ndarray:
+    """Floating numbers in the precision of the training; others as they are."""
+    is_float = np.issubdtype(array.dtype, np.floating)
+    return array.astype(jnp.result_type(float)) if is_float else array
 
 
 def _batches(order: Array, batch_size: int) -> tuple[Array, Array]:
