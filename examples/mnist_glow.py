@@ -165,7 +165,7 @@ def main():
     parser.add_argument("--save", default="mnist.flow", help="where the trained model goes")
     parser.add_argument("--checkpoint", help="file to continue from and to write to")
     parser.add_argument("--pictures", default=".", help="folder for the pictures")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="largest learning rate")
     parser.add_argument("--depth", type=int, default=8, help="steps per level")

@@ -54,6 +54,17 @@ def _waves(width: int, height: int, num: int) -> np.ndarray:
     return np.einsum("aw,bh->abwh", *along).reshape(num * num, width * height)
 
 
+def _count(shapes: Sequence[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _split(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    return [
+        part.reshape(shape) for part, shape in zip(jnp.split(flat, ends[:-1]), shapes, strict=True)
+    ]
+
+
 class ConvNet(eqx.Module):
     r"""Convolutional network: filters of 3 x 3 pixels first and last, of one pixel in between.
 
@@ -116,23 +127,20 @@ class ConvNet(eqx.Module):
         self.activation = activation
         pixels = len(_OFFSETS)
         sizes = (in_size * pixels, *hidden, out_size * (pixels if hidden else 1))
-        keys = jax.random.split(check_key(key), 2 * len(sizes))
-        fan_ins = [in_size * pixels + context_size, *hidden]
-        scales = [(2.0 / max(fan_in, 1)) ** 0.5 for fan_in in fan_ins]
-        scales[-1] = 0.0
-        bounds = [max(fan_in, 1) ** -0.5 for fan_in in fan_ins]
-        bounds[-1] = 0.0
-        self.weights = tuple(
-            scale * jax.random.normal(k, (fan_out, fan_in))
-            for k, scale, fan_in, fan_out in zip(keys, scales, sizes, sizes[1:], strict=False)
-        )
-        self.biases = tuple(
-            bound * jax.random.uniform(k, (size,), minval=-1.0)
-            for k, bound, size in zip(keys[len(sizes) :], bounds, (*hidden, out_size), strict=False)
-        )
         first = (*hidden, out_size)[0]
+        weight_key, bias_key, context_key = jax.random.split(check_key(key), 3)
+        fan_ins = [in_size * pixels + context_size, *hidden]
+        scales = [(2.0 / max(fan_in, 1)) ** 0.5 for fan_in in fan_ins[:-1]] + [0.0]
+        bounds = [max(fan_in, 1) ** -0.5 for fan_in in fan_ins[:-1]] + [0.0]
+        shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
+        widths = [(width,) for width in (*hidden, out_size)]
+        # One draw for all layers, which is one small program to compile and not one for each.
+        weights = _split(jax.random.normal(weight_key, (_count(shapes),)), shapes)
+        biases = _split(jax.random.uniform(bias_key, (_count(widths),), minval=-1.0), widths)
+        self.weights = tuple(a * weight for a, weight in zip(scales, weights, strict=True))
+        self.biases = tuple(a * bias for a, bias in zip(bounds, biases, strict=True))
         self.context_weight = (
-            scales[0] * jax.random.normal(keys[len(sizes) - 1], (first, context_size))
+            scales[0] * jax.random.normal(context_key, (first, context_size))
             if context_size
             else None
         )
