@@ -6,9 +6,11 @@ transform) and ``distribution.py`` (the flow).
 
 from . import diagnostics, elementwise, nn, transforms
 from .augmented import AugmentedFlow
+from .dequantization import Dequantized, bits_per_dim, dequantization_noise, dequantize, equalize
 from .diagnostics import check_transform
 from .distribution import FlowDistribution, combine, partition
 from .flow_matching import fit_flow_matching
+from .images import glow, grey_levels
 from .infer import (
     STL_ELBO,
     AmortizedFlow,
@@ -50,20 +52,26 @@ from .transforms import (
     BlockAutoregressive,
     Chain,
     Continuous,
+    ConvCoupling,
     Coupling,
+    DenseLinear,
     DiagonalScale,
     Elementwise,
+    Equalization,
     FixedAffine,
     Householder,
     LULinear,
     MaskedAutoregressive,
+    MultiScale,
     NumPyroTransform,
     Orthogonal,
     Permutation,
+    Pixelwise,
     Planar,
     Radial,
     Ridge,
     Scan,
+    Squeeze,
     Stacked,
     Standardized,
     Sylvester,
@@ -87,6 +95,8 @@ __all__ = [
     "bnaf",
     "cnf",
     "augmented_cnf",
+    "glow",
+    "grey_levels",
     "coupling_flow",
     "autoregressive_flow",
     # the flow and its parts
@@ -109,10 +119,16 @@ __all__ = [
     "DiagonalScale",
     "TriangularAffine",
     "LULinear",
+    "DenseLinear",
     "Householder",
     "Orthogonal",
     "Permutation",
     "ActNorm",
+    "Squeeze",
+    "Pixelwise",
+    "ConvCoupling",
+    "MultiScale",
+    "Equalization",
     "initialize",
     "NumPyroTransform",
     "Scan",
@@ -127,6 +143,12 @@ __all__ = [
     "fit",
     "fit_flow_matching",
     "FitResult",
+    # discrete data
+    "dequantize",
+    "equalize",
+    "dequantization_noise",
+    "Dequantized",
+    "bits_per_dim",
     # inside NumPyro
     "flow_module",
     "random_flow_module",

@@ -4,6 +4,8 @@ Every message says what was expected, what came, and how to mend it. Shapes and 
 while tracing, so under ``jit`` these checks cost nothing at run time.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,22 @@ def check_size(name: str, value: object, minimum: int = 1) -> int:
     return value
 
 
+def check_image_shape(shape: object) -> tuple[int, int, int]:
+    """Return ``shape`` as ``(H, W, C)``.
+
+    :raises ValueError: if it has not three axes, or sizes below 1.
+    :raises TypeError: for sizes that are no integers.
+    """
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if len(sizes) != 3:
+        raise ValueError(
+            f"shape: expected the shape (H, W, C) of an image, got {shape}. Grey images have one "
+            "channel: x[..., None]."
+        )
+    height, width, channels = (check_size("shape", size) for size in sizes)
+    return height, width, channels
+
+
 def check_float(name: str, value: ArrayLike) -> Array:
     """Return ``value`` as a floating array.
 
@@ -69,7 +87,8 @@ def check_floating(name: str, dtype: np.dtype) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"{name}: expected floating-point numbers, got dtype {dtype}. "
-            "Convert with `.astype(float)`; discrete data has no density under a flow."
+            "Convert measurements with `.astype(float)`. Counts and grey levels have no density "
+            "under a flow: `nf.dequantize(flow, levels)` models them."
         )
 
 

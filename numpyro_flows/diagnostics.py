@@ -1,4 +1,4 @@
-"""Trust: :func:`check_transform`, the contract for anyone's transform, and PSIS diagnostics."""
+"""Trust: :func:`check_transform`, PSIS diagnostics, and tests for data out of distribution."""
 
 import dataclasses
 import functools
@@ -15,8 +15,33 @@ from numpyro.distributions.transforms import Transform
 
 from .checks import check_event_shape, check_float
 from .distribution import FlowDistribution, leaf_names
+from .outliers import (
+    Typicality,
+    auroc,
+    latent_chi_square,
+    likelihood_ratio,
+    perturb_levels,
+    typicality,
+)
 from .transform import Conditioned, FlowTransform
 from .transforms import NumPyroTransform
+
+__all__ = [
+    "Check",
+    "Report",
+    "TransformError",
+    "Typicality",
+    "auroc",
+    "check_transform",
+    "importance_ess",
+    "latent_chi_square",
+    "likelihood_ratio",
+    "log_evidence",
+    "perturb_levels",
+    "psis",
+    "psis_khat",
+    "typicality",
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,14 +155,40 @@ class FlowDistribution(TransformedDistribution):
         x, log_det = self.transform.forward_and_log_det(z)
         return x, [[z, log_det]]
 
-    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(
+        self,
+        key: Array | None,
+        sample_shape: tuple[int, ...] = (),
+        *,
+        temperature: float = 1.0,
+    ) -> Array:
         """Draws of shape ``(*sample_shape, *batch_shape, *event_shape)``.
 
         :param key: ``jax.random.key``.
+        :param temperature: factor on the base's deviations from its mean. Below 1 draws are more
+            typical and less varied (Kingma & Dhariwal, 2018, arXiv:1807.03039, section 5.2); they
+            are then not draws of this distribution.
         :raises TypeError: if ``key`` is not a key.
-        :raises ValueError: for a conditional flow without its context.
+        :raises ValueError: for a conditional flow without its context, a negative temperature, or
+            one other than 1 with a base that has no mean.
         """
-        return self.sample_with_intermediates(key, sample_shape)[0]
+        if temperature == 1:
+            return self.sample_with_intermediates(key, sample_shape)[0]
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature: expected a number from 0 on, got {temperature}.")
+        self._check_conditioned()
+        try:
+            mean = self.base_dist.mean
+        except NotImplementedError:
+            mean = jnp.asarray(jnp.nan)
+        z = self.base_dist.sample(check_key(key), sample_shape)
+        z = mean + temperature * (z - mean)
+        if not isinstance(mean, jax.core.Tracer) and not jnp.isfinite(mean).all():
+            raise ValueError(
+                f"temperature: the base distribution {type(self.base_dist).__name__} has no mean "
+                "to draw towards; sample with temperature=1."
+            )
+        return self.transform.forward_and_log_det(z)[0]
 
     rsample = sample
 
@@ -213,8 +239,10 @@ def partition(flow: Any, *, train_base: bool = False) -> tuple[Any, Any]:
     FlowDistribution(Independent -> Scan, batch_shape=(), event_shape=(2,))
     """
 
+    flows = {id(node) for node in jax.tree.leaves(flow, is_leaf=_is_flow) if _is_flow(node)}
+
     def is_fixed(node: Any) -> bool:
-        is_base = isinstance(node, Distribution) and node is not flow
+        is_base = isinstance(node, Distribution) and id(node) not in flows
         return isinstance(node, Fixed) or (is_base and not train_base)
 
     return eqx.partition(
@@ -222,6 +250,10 @@ def partition(flow: Any, *, train_base: bool = False) -> tuple[Any, Any]:
         lambda leaf: not is_fixed(leaf) and eqx.is_inexact_array(leaf),
         is_leaf=is_fixed,
     )
+
+
+def _is_flow(node: Any) -> bool:
+    return isinstance(node, FlowDistribution)
 
 
 def combine(params: Any, rest: Any) -> Any:

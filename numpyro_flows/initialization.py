@@ -2,16 +2,18 @@
 
 from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from .checks import check_float, is_real
+from .dequantization import Dequantized, check_integers
 from .distribution import FlowDistribution
 from .transform import FlowTransform
 
-_Flow = TypeVar("_Flow", FlowDistribution, FlowTransform)
+_Flow = TypeVar("_Flow", FlowDistribution, FlowTransform, Dequantized)
 
 
 def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
@@ -27,8 +29,9 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
 
     Source: Kingma & Dhariwal (2018), arXiv:1807.03039, section 3.1.
 
-    :param flow: a ``FlowDistribution`` or ``FlowTransform``.
+    :param flow: a ``FlowDistribution``, ``FlowTransform`` or ``Dequantized``.
     :param batch: rows of data, shape ``(n, *event_shape)`` with n at least 2; some hundred serve.
+        Integers for a ``Dequantized``, which get uniform noise.
     :param context: shape ``(n, context_dim)`` or ``(context_dim,)``, for a conditional flow whose
         context is not bound; for one with an embedding, the pytree that its network reads.
     :return: a flow of the same structure.
@@ -42,6 +45,12 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
     Array([[-1.],
            [ 1.]], dtype=float32)
     """
+    if isinstance(flow, Dequantized):
+        rows = jnp.asarray(batch)
+        check_integers("batch", rows, flow.levels, flow.event_shape)
+        # One and the same uniform noise, so that the result follows from the arguments.
+        noisy = rows + jax.random.uniform(jax.random.key(0), rows.shape)
+        return eqx.tree_at(lambda model: model.flow, flow, initialize(flow.flow, noisy, context))
     if isinstance(flow, FlowDistribution):
         transform = initialize(flow.transform, batch, context)
         return FlowDistribution(flow.base_dist, transform, validate_args=flow._validate_args)

@@ -89,6 +89,11 @@ def _permutations(kind: str | Sequence[int], dim: int, depth: int, seed: int) ->
     return [p.tolist() for p in (*permutations, np.argsort(total))]
 
 
+def channel_permutations(channels: int, depth: int, seed: int) -> list[list[int]]:
+    """The default permutations of ``coupling_flow``, for the channels of images."""
+    return _permutations("random", channels, depth, seed)
+
+
 def _check_support(support: Support, dim: int) -> Constraint:
     """The support as one constraint."""
     if isinstance(support, Sequence):

@@ -29,6 +29,7 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 
 from .augmented import AugmentedFlow
+from .dequantization import Dequantized
 from .distribution import FlowDistribution
 from .files import written_whole
 from .transform import FlowTransform
@@ -37,7 +38,7 @@ _FORMAT: Final = "numpyro_flows"
 _VERSION: Final = 1
 
 # What a file holds.
-Flow: TypeAlias = FlowDistribution | AugmentedFlow | FlowTransform
+Flow: TypeAlias = FlowDistribution | AugmentedFlow | FlowTransform | Dequantized
 
 _Class = TypeVar("_Class", bound=type)
 _registered: dict[str, type] = {}
@@ -90,8 +91,8 @@ def save(path: str | os.PathLike[str], flow: Flow) -> None:
     An existing file is replaced only once the new one is complete.
 
     :param path: name of the file, used as it is; there is no customary suffix.
-    :param flow: a ``FlowDistribution``, ``AugmentedFlow`` or ``FlowTransform`` of this package's
-        classes, NumPyro's, and those given to :func:`register`.
+    :param flow: a ``FlowDistribution``, ``AugmentedFlow``, ``FlowTransform`` or ``Dequantized`` of
+        this package's classes, NumPyro's, and those given to :func:`register`.
     :raises TypeError: for anything else, or if the flow holds something that is not data
         (a function, an instance of an unregistered class, a tracer).
 

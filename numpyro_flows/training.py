@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from .augmented import AugmentedFlow
 from .checks import check_context, check_floating, check_key, check_size, is_real
 from .circular import angles
+from .dequantization import Dequantized, check_integers
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .files import written_whole
 from .transform import Conditioned, Embedded, FlowTransform
@@ -51,7 +52,7 @@ class FitResult:
 
 def fit(
     key: Array,
-    flow: FlowDistribution | AugmentedFlow,
+    flow: FlowDistribution | AugmentedFlow | Dequantized,
     x: ArrayLike,
     context: ArrayLike | None = None,
     *,
@@ -81,12 +82,18 @@ def fit(
     if the flow has a support; angles are left alone) and the standardisation becomes part of the
     returned flow, exactly.
 
+    Integers are fitted by ``nf.dequantize(flow, levels)`` in the place of a flow. Losses are then
+    those of the bound, with noise drawn anew for each row and step (the same in each epoch for the
+    validation rows), and neither data nor context are standardised.
+
     Below 10 rows nothing is held out: a warning says so and the training loss takes the place of
     the validation loss.
 
     :param key: ``jax.random.key``; splits, shuffles.
-    :param flow: flow with batch shape ``()``, conditional or not, augmented or not.
-    :param x: data of shape ``(n, *event_shape)``, floating, finite, inside the flow's support.
+    :param flow: flow with batch shape ``()``, conditional or not, augmented or not; for integers a
+        ``Dequantized``.
+    :param x: data of shape ``(n, *event_shape)``, floating, finite, inside the flow's support; or
+        integers inside the range of the ``Dequantized``.
     :param context: shape ``(n, context_dim)`` for a conditional flow; for one with an embedding
         network the pytree that it reads, n rows in each array, which is not standardised.
     :param weights: non-negative weights of shape ``(n,)``; their scale does not matter, and rows
@@ -119,7 +126,7 @@ def fit(
     (4, 2)
     """
     return fit_by(
-        log_likelihood,
+        bound if isinstance(flow, Dequantized) else log_likelihood,
         key,
         flow,
         x,
@@ -146,10 +153,20 @@ def log_likelihood(flow: Any, rows: dict[str, Array], key: Array | None) -> Arra
     return -flow.log_prob(rows["x"])
 
 
+def bound(model: Dequantized, rows: dict[str, Array], key: Array | None) -> Array:
+    """The objective of :func:`fit` for integers: minus the bound of each row, in nats."""
+    # Validation repeats its noise, so that epochs can be compared.
+    key, noise_key = (None, jax.random.key(0)) if key is None else jax.random.split(key)
+    model = for_training(model, key, len(rows["x"]))
+    if "context" in rows:
+        model = model.condition(rows["context"])
+    return -model.log_prob_bound(noise_key, rows["x"])
+
+
 def fit_by(
     objective: Callable[[Any, dict[str, Array], Array | None], Array],
     key: Array,
-    flow: FlowDistribution | AugmentedFlow,
+    flow: FlowDistribution | AugmentedFlow | Dequantized,
     x: ArrayLike,
     context: ArrayLike | None,
     *,
@@ -182,17 +199,11 @@ def fit_by(
         raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}.")
     if not clip_norm > 0:
         raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
-    x, context, weights = _check_data(flow, x, context, weights)
-
-    parts = _take_apart(flow)
-    core, embedded = parts.core, isinstance(flow.transform, Embedded)
-    if standardize and not is_real(core.support):
-        raise ValueError(
-            f"flow: expected a {type(core.transform).__name__} onto the real numbers, got one onto "
-            f"{core.support}, which cannot be standardised. Pass `standardize=False`, or end the "
-            "flow with `nf.NumPyroTransform(biject_to(support), event_shape)`."
-        )
-    data, numbers, log_det = _whiten(x, context, weights, parts, standardize, embedded)
+    if isinstance(flow, Dequantized):
+        task = _discrete(flow, x, context, weights)
+    else:
+        task = _continuous(flow, x, context, weights, standardize)
+    data, numbers, log_det = task.data, task.numbers, task.log_det
     n = len(log_det)
     num_val = min(max(1, int(n * val_fraction)), n - 1) if val_fraction and n >= 10 else 0
     if n < 10 and val_fraction:
@@ -220,7 +231,7 @@ def fit_by(
         steps = max_epochs * -(-num_train // batch_size)
         optimizer = _decaying_adam(float(learning_rate), steps, clip_norm)
 
-    params, rest = partition(core)
+    params, rest = partition(task.model)
     if not jax.tree.leaves(params):
         raise ValueError(
             "flow: it has no parameters to train (everything in it is fixed). Build one with a "
@@ -248,9 +259,9 @@ def fit_by(
             standardize,
             clip_norm,
             None if callable(learning_rate) else float(learning_rate),
-            str(jax.tree.structure(core.transform)),
+            str(jax.tree.structure(task.core)),
             # NumPyro orders what is in a distribution anew in each process.
-            sorted(re.findall(r"\w+", str(jax.tree.structure((core, opt_state))))),
+            sorted(re.findall(r"\w+", str(jax.tree.structure((task.model, opt_state))))),
         ]
         pieces = (params, opt_state, rest, data, numbers, log_det)
         store = _Checkpoint(checkpoint, settings, key, pieces)
@@ -309,11 +320,63 @@ def fit_by(
             stacklevel=2,
         )
     return FitResult(
-        parts.put_together(combine(best, rest), numbers),
+        task.finish(combine(best, rest)),
         np.array(train_losses),
         np.array(val_losses),
         best_epoch,
         num_skipped,
+    )
+
+
+class _Task(NamedTuple):
+    """What one call of :func:`fit_by` trains, and on what."""
+
+    model: Any
+    core: FlowTransform  # the transform in it that trains
+    data: dict[str, Any]
+    numbers: tuple[Any, ...] | None  # of the standardisation
+    log_det: np.ndarray  # of what comes after the core, for each row
+    finish: Callable[[Any], Any]  # the trained model to what the caller gets
+
+
+def _continuous(
+    flow: FlowDistribution | AugmentedFlow,
+    x: ArrayLike,
+    context: Any,
+    weights: ArrayLike | None,
+    standardize: bool,
+) -> _Task:
+    x, context, weights = _check_data(flow, x, context, weights)
+    parts = _take_apart(flow)
+    core, embedded = parts.core, isinstance(flow.transform, Embedded)
+    if standardize and not is_real(core.support):
+        raise ValueError(
+            f"flow: expected a {type(core.transform).__name__} onto the real numbers, got one onto "
+            f"{core.support}, which cannot be standardised. Pass `standardize=False`, or end the "
+            "flow with `nf.NumPyroTransform(biject_to(support), event_shape)`."
+        )
+    data, numbers, log_det = _whiten(x, context, weights, parts, standardize, embedded)
+    return _Task(
+        core,
+        core.transform,
+        data,
+        numbers,
+        log_det,
+        lambda trained: parts.put_together(trained, numbers),
+    )
+
+
+def _discrete(model: Dequantized, x: ArrayLike, context: Any, weights: ArrayLike | None) -> _Task:
+    _check_unbound(model.flow)
+    x = np.asarray(x)
+    check_integers("x", x, model.levels, model.event_shape)
+    _check_rows(model.flow, x)
+    context, weights = _check_others(model.flow, len(x), context, weights)
+    keep = weights > 0
+    arrays = {"x": x, "weights": weights} | ({} if context is None else {"context": context})
+    data = jax.tree.map(lambda array: _as_trained(array[keep]), arrays)
+    return _Task(
+        model, model.flow.transform, data, None, np.zeros(keep.sum()), lambda trained: trained
     )
 
 
@@ -359,10 +422,7 @@ def _in_precision(value: np.ndarray) -> np.ndarray:
         return value.astype(jnp.result_type(float))
 
 
-def _check_data(
-    flow: Any, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
-) -> tuple[np.ndarray, Any, np.ndarray]:
-    """The arguments as arrays, the weights of mean 1 where they are not 0."""
+def _check_unbound(flow: Any) -> None:
     if not isinstance(flow, FlowDistribution | AugmentedFlow):
         raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
     if flow.batch_shape or isinstance(flow.transform, Conditioned):
@@ -370,15 +430,21 @@ def _check_data(
             f"flow: expected batch shape () and no bound context, got {flow}. Pass the conditional "
             "flow itself and `context=`, not `flow.condition(context)`."
         )
-    x = _as_float("x", x)
+
+
+def _check_rows(flow: FlowDistribution, x: np.ndarray) -> None:
     if x.ndim == 0 or x.shape[1:] != flow.event_shape:
         shape = str(("n", *flow.event_shape)).replace("'", "")
         hint = " Scalar data needs a last axis: x[:, None]." if flow.event_shape == (1,) else ""
         raise ValueError(f"x: expected shape {shape}, one draw per row, got {x.shape}.{hint}")
-    n = len(x)
-    if n < 2:
-        raise ValueError(f"x: expected at least 2 rows, got {n}.")
-    _check_finite("x", _in_precision(x))
+    if len(x) < 2:
+        raise ValueError(f"x: expected at least 2 rows, got {len(x)}.")
+
+
+def _check_others(
+    flow: FlowDistribution, n: int, context: Any, weights: ArrayLike | None
+) -> tuple[Any, np.ndarray]:
+    """Context and weights of n rows as arrays, the weights of mean 1 where they are not 0."""
     if flow.context_dim and context is None:
         raise ValueError(
             "context: expected one, as this flow is conditional; pass `context=` of shape "
@@ -419,6 +485,18 @@ def _check_data(
     positive = mass[mass > 0]
     if len(positive) < 2:
         raise ValueError(f"weights: expected at least 2 positive ones, got {len(positive)}.")
+    return context, mass / positive.mean(dtype=float)
+
+
+def _check_data(
+    flow: FlowDistribution, x: ArrayLike, context: ArrayLike | None, weights: ArrayLike | None
+) -> tuple[np.ndarray, Any, np.ndarray]:
+    """The arguments as arrays."""
+    _check_unbound(flow)
+    x = _as_float("x", x)
+    _check_rows(flow, x)
+    _check_finite("x", _in_precision(x))
+    context, mass = _check_others(flow, len(x), context, weights)
     # Out-of-support values of a constraint are a property of single rows.
     outside = ~np.asarray(flow.support(jnp.asarray(x)))
     if outside.any():
@@ -426,7 +504,7 @@ def _check_data(
             f"x: {_rows(outside)} lie outside the flow's support {flow.support}; drop them or "
             "build the flow with another `support=`."
         )
-    return x, context, mass / positive.mean(dtype=float)
+    return x, context, mass
 
 
 class _Parts(NamedTuple):
@@ -588,11 +666,13 @@ def _whiten(
         if not embedded and context is not None:
             context = (context.astype(float) - numbers[2]) / numbers[3]
     arrays = {"x": x, "weights": weights} | ({} if context is None else {"context": context})
+    return jax.tree.map(_as_trained, arrays), numbers, log_det
 
-    def cast(array: np.ndarray) -> np.ndarray:
-        return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
 
-    return jax.tree.map(cast, arrays), numbers, log_det
+def _as_trained(array: np.ndarray) -> np.ndarray:
+    """Floating numbers in the precision of the training; others as they are."""
+    is_float = np.issubdtype(array.dtype, np.floating)
+    return array.astype(jnp.result_type(float)) if is_float else array
 
 
 def _batches(order: Array, batch_size: int) -> tuple[Array, Array]:

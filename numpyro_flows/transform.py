@@ -17,7 +17,8 @@ right event shape, with the context of the right width and ``x`` broadcast again
 
 import abc
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import equinox as eqx
@@ -35,9 +36,10 @@ from .checks import (
     check_context,
     check_event_shape,
     check_float,
+    check_image_shape,
     check_size,
 )
-from .nn import columns, rows
+from .nn import columns
 
 _CONTRACT = ("forward_and_log_det", "inverse_and_log_det")
 
@@ -130,7 +132,8 @@ class FlowTransform(_Contract, eqx.Module, Transform):
         """``y`` of shape ``(*batch, *out_shape)`` to ``(x, log|det dx/dy|)``."""
 
     # The same for vectors as columns, ``(dim, rows)``, with the context ``(context_dim, rows or
-    # 1)``. Layers are written in this layout and compositions stay in it from layer to layer.
+    # 1)``; events of more axes have all of them reversed, images ``(C, W, H, rows)``. Layers are
+    # written in this layout and compositions stay in it from layer to layer.
 
     def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``x`` of shape ``(dim, rows)`` to ``y`` and the log-determinants, ``(rows,)``."""
@@ -247,16 +250,59 @@ class ColumnTransform(FlowTransform):
         return in_columns(self.inverse_columns, y, context)
 
 
+class ImageTransform(FlowTransform):
+    """A transform of images (H, W, C), written for columns ``(C, W, H, rows)``.
+
+    Channels first and rows last is to images what columns are to vectors: a convolution is a
+    matrix product over everything behind the first axis, and its shifts move whole blocks. A
+    subclass implements ``forward_columns`` and ``inverse_columns`` and calls ``_set_shape`` in its
+    constructor.
+    """
+
+    shape: tuple[int, int, int] = eqx.field(static=True)
+    context_size: int = eqx.field(static=True)
+
+    def _set_shape(self, shape: Sequence[int], context_dim: int = 0) -> None:
+        self.shape = check_image_shape(shape)
+        self.context_size = check_size("context_dim", context_dim, minimum=0)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def context_dim(self) -> int:
+        return self.context_size
+
+    @abc.abstractmethod
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        """``x`` of shape ``(C, W, H, rows)`` to ``y`` and the log-determinants, ``(rows,)``."""
+
+    @abc.abstractmethod
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        """``y`` of shape ``(C, W, H, rows)`` to ``x`` and the log-determinants, ``(rows,)``."""
+
+    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return in_columns(self.forward_columns, x, context, len(self.event_shape))
+
+    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return in_columns(self.inverse_columns, y, context, len(self.out_shape))
+
+
 def in_columns(
     step: Callable[[Array, Array | None], tuple[Array, Array]],
     value: Array,
     context: Array | None,
+    event_ndim: int = 1,
 ) -> tuple[Array, Array]:
-    """Apply ``step``, written for columns, to ``(*batch, dim)``."""
-    batch = value.shape[:-1]
+    """Apply ``step``, written for columns, to ``(*batch, *event)``, with its axes reversed."""
+    batch, event = (
+        value.shape[: value.ndim - event_ndim],
+        value.shape[value.ndim - event_ndim :],
+    )
     context = None if context is None else columns(context, batch)
-    result, log_det = step(columns(value, batch), context)
-    return rows(result, batch), log_det.reshape(batch)
+    result, log_det = step(value.reshape(math.prod(batch), *event).T, context)
+    return result.T.reshape(batch + result.shape[-2::-1]), log_det.reshape(batch)
 
 
 class Inverse(FlowTransform):

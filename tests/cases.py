@@ -62,6 +62,11 @@ def coupling(dim, map, **config):
     return layer(nf.Coupling, dim, map, **config)
 
 
+def conv_coupling(shape, map, **config):
+    config = {"hidden": (6, 6), **config}
+    return shake(nf.ConvCoupling(jax.random.key(0), shape, map, **config), jax.random.key(1))
+
+
 def points(dim, n=6, seed=2):
     return jax.random.normal(jax.random.key(seed), (n, dim))
 
@@ -86,6 +91,15 @@ def continuous(dim, context_dim=0, **config):
     config = {"rtol": exact, "atol": exact, **config}
     made = nf.Continuous(jax.random.key(1), dim, field, context_dim=context_dim, **config)
     return shake(made, jax.random.key(1))
+
+
+def image(*shape, n=4, seed=2):
+    return jax.random.normal(jax.random.key(seed), (n, *shape))
+
+
+def small_glow(shape=(4, 4, 1), **config):
+    config = {"levels": 2, "depth": 2, "hidden": (6, 6), **config}
+    return shake(nf.glow(jax.random.key(0), shape, **config), jax.random.key(1), 0.1).transform
 
 
 # class -> {label: () -> (transform, x, context)}
@@ -207,6 +221,14 @@ CASES = {
         ),
         "nice": lambda: (transform(nf.nice, 3, rescale=False), points(3), None),
         "LU and couplings": lambda: (glow_like(3), points(3), None),
+        "channels permuted": lambda: (
+            shake(
+                nf.Scan(stacked(lambda k: nf.ActNorm((2, 2, 3))), [(1, 2, 0)] * 3),
+                jax.random.key(1),
+            ),
+            points(12).reshape(6, 2, 2, 3),
+            None,
+        ),
         "no permutations": lambda: (
             shake(nf.Scan(stacked(lambda k: nf.ActNorm((2, 2, 3)))), jax.random.key(1)),
             points(12).reshape(6, 2, 2, 3),
@@ -305,6 +327,68 @@ CASES = {
     nf.Continuous: {
         "exact": lambda: (continuous(3), points(3), None),
         "context": lambda: (continuous(2, context_dim=2), points(2), points(2, seed=3)),
+    },
+    nf.DenseLinear: {
+        "": lambda: (shake(nf.DenseLinear(4), jax.random.key(1)), points(4), None),
+    },
+    nf.Squeeze: {
+        "": lambda: (nf.Squeeze((4, 2, 3)), image(4, 2, 3), None),
+    },
+    nf.Pixelwise: {
+        "LU": lambda: (
+            shake(nf.Pixelwise(nf.LULinear(3), 2, 4), jax.random.key(1)),
+            image(2, 4, 3),
+            None,
+        ),
+        "Householder": lambda: (
+            shake(nf.Pixelwise(nf.Householder(jax.random.key(0), 4), 2, 2), jax.random.key(1)),
+            image(2, 2, 4),
+            None,
+        ),
+    },
+    nf.ConvCoupling: {
+        "channel, position": lambda: (
+            conv_coupling((3, 4, 3), Affine(), position=2),
+            image(3, 4, 3),
+            None,
+        ),
+        "checkerboard, spline, context": lambda: (
+            conv_coupling(
+                (3, 2, 1),
+                RationalQuadraticSpline(3),
+                mask="checkerboard",
+                parity=1,
+                context_dim=2,
+            ),
+            image(3, 2, 1),
+            points(2, n=4, seed=3),
+        ),
+        "one convolution, context": lambda: (
+            conv_coupling((2, 2, 2), Affine(), hidden=(), context_dim=2),
+            image(2, 2, 2),
+            points(2, n=4, seed=3),
+        ),
+        "context is an image": lambda: (
+            conv_coupling((2, 3, 2), Affine(), context_channels=2),
+            image(2, 3, 2),
+            points(12, n=4, seed=3),
+        ),
+    },
+    nf.MultiScale: {
+        "glow": lambda: (small_glow(), image(16), None),
+        "checkerboards, dense, context": lambda: (
+            small_glow((4, 4, 3), levels=1, checkerboards=1, mixing="dense", context_dim=2),
+            image(48),
+            points(2, n=4, seed=3),
+        ),
+    },
+    nf.Equalization: {
+        "": lambda: (nf.Equalization(jnp.array([4.0, 1.0, 2.0]), (3,)), points(3), None),
+        "channels": lambda: (
+            nf.Equalization(jnp.array([[4.0, 1.0], [1.0, 1.0]]), (2, 1, 2)),
+            image(2, 1, 2),
+            None,
+        ),
     },
     nf.FixedAffine: {
         "low rank": lambda: (

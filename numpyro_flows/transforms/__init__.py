@@ -7,7 +7,10 @@ from .continuous import Continuous, for_training, inexactness, penalized
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .fixed import FixedAffine, NumPyroTransform, Standardized
+from .histogram import Equalization
+from .image import ConvCoupling, Pixelwise, Squeeze
 from .linear import (
+    DenseLinear,
     DiagonalScale,
     Householder,
     LULinear,
@@ -15,6 +18,7 @@ from .linear import (
     Permutation,
     TriangularAffine,
 )
+from .multiscale import MultiScale
 from .normalization import ActNorm
 from .planar import Planar, Ridge, Sylvester
 from .radial import Radial
@@ -24,20 +28,26 @@ __all__ = [
     "BlockAutoregressive",
     "Chain",
     "Continuous",
+    "ConvCoupling",
     "Coupling",
+    "DenseLinear",
     "DiagonalScale",
     "Elementwise",
+    "Equalization",
     "FixedAffine",
     "Householder",
     "LULinear",
     "MaskedAutoregressive",
+    "MultiScale",
     "NumPyroTransform",
     "Orthogonal",
     "Permutation",
+    "Pixelwise",
     "Planar",
     "Radial",
     "Ridge",
     "Scan",
+    "Squeeze",
     "Stacked",
     "Standardized",
     "Sylvester",

@@ -118,7 +118,7 @@ class Chain(_Composition):
         return Chain(parts[::order]), value
 
 
-def _permuted(value: Array, permutation: Array | None, axis: int = -1) -> Array:
+def _permuted(value: Array, permutation: Array | None, axis: int) -> Array:
     return value if permutation is None else jnp.take(value, permutation, axis)
 
 
@@ -131,9 +131,10 @@ class Scan(_Composition):
 
     :param layers: a transform whose events keep their shape, its leaves stacked along a leading
         axis, as ``jax.vmap`` of a constructor returns it.
-    :param permutations: one permutation of ``range(dim)`` per layer of event shape ``(dim,)``:
-        coordinate ``i`` after the layer is coordinate ``permutation[i]`` before it. None for
-        layers that mix coordinates by themselves: :math:`y = T_n \dots T_1(x)`.
+    :param permutations: one permutation of ``range(dim)`` per layer, dim the size of the events'
+        last axis (a vector's coordinates, an image's channels): entry ``i`` after the layer is
+        entry ``permutation[i]`` before it. None for layers that mix by themselves:
+        :math:`y = T_n \dots T_1(x)`.
     :raises ValueError: if a permutation is not one of ``range(dim)``, the numbers of layers and
         permutations differ, or there are neither permutations nor leaves to count layers by.
     """
@@ -143,12 +144,10 @@ class Scan(_Composition):
 
     def __init__(self, layers: FlowTransform, permutations: Sequence[Sequence[int]] | None = None):
         self.layers = layers
-        if layers.out_shape != layers.event_shape or (
-            permutations is not None and len(layers.event_shape) != 1
-        ):
+        if layers.out_shape != layers.event_shape:
             raise ValueError(
-                "Scan: expected layers that map vectors (or, without permutations, any events) to "
-                f"events of the same shape, got {layers.event_shape} to {layers.out_shape}."
+                "Scan: expected layers that map events to events of the same shape, got "
+                f"{layers.event_shape} to {layers.out_shape}."
             )
         leading = [jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(layers)]
         if permutations is None:
@@ -164,9 +163,9 @@ class Scan(_Composition):
             self.permutations = tuple(tuple(int(i) for i in p) for p in permutations)
             num_layers = check_size("Scan: number of permutations", len(self.permutations))
         for permutation in self.permutations or ():
-            if sorted(permutation) != list(range(layers.event_shape[0])):
+            if sorted(permutation) != list(range(layers.event_shape[-1])):
                 raise ValueError(
-                    f"Scan: expected permutations of range({layers.event_shape[0]}), "
+                    f"Scan: expected permutations of range({layers.event_shape[-1]}), "
                     f"got {permutation}."
                 )
         for leaf in jax.tree.leaves(layers):
@@ -194,35 +193,23 @@ class Scan(_Composition):
     def _through(
         self, value: Array, context: Array | None, forward: bool, kind: str
     ) -> tuple[Array, Array]:
-        method = ("forward" if forward else "inverse") + kind
-        axis, batch = (
-            (0, value.shape[1:])
-            if kind == "_columns"
-            else (-1, value.shape[: value.ndim - len(self.event_shape)])
-        )
+        if kind != "_columns":
+            step_in = self.forward_columns if forward else self.inverse_columns
+            return in_columns(step_in, value, context, len(self.event_shape))
 
         def step(carry, scanned):
             value, total = carry
             layer, permutation = scanned
             if not forward:
-                value = _permuted(value, permutation, axis)
-            value, log_det = getattr(layer, method)(value, context)
+                value = _permuted(value, permutation, 0)
+            through = layer.forward_columns if forward else layer.inverse_columns
+            value, log_det = through(value, context)
             if forward:
-                value = _permuted(value, permutation, axis)
+                value = _permuted(value, permutation, 0)
             return (value, total + log_det), None
 
-        start = (value, jnp.zeros(batch, value.dtype))
+        start = (value, jnp.zeros(value.shape[-1:], value.dtype))
         return jax.lax.scan(step, start, self._steps(forward), reverse=not forward)[0]
-
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        if len(self.event_shape) == 1:
-            return in_columns(self.forward_columns, x, context)
-        return self._through(x, context, True, "_and_log_det")
-
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        if len(self.event_shape) == 1:
-            return in_columns(self.inverse_columns, y, context)
-        return self._through(y, context, False, "_and_log_det")
 
     def _initialized(
         self, value: Array, context: Array | None, forward: bool
@@ -230,9 +217,9 @@ class Scan(_Composition):
         def step(value, scanned):
             layer, permutation = scanned
             if not forward:
-                value = _permuted(value, permutation)
+                value = _permuted(value, permutation, -1)
             layer, value = layer._initialized(value, context, forward)
-            return _permuted(value, permutation) if forward else value, layer
+            return _permuted(value, permutation, -1) if forward else value, layer
 
         value, layers = jax.lax.scan(step, value, self._steps(forward), reverse=not forward)
         return Scan(layers, self.permutations), value

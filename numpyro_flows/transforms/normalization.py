@@ -60,6 +60,18 @@ class ActNorm(FlowTransform):
     def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return (y - self.shift) * jnp.exp(-self.log_scale), -self._log_det(y)
 
+    # The same in columns, where the channels are the first axis.
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        scale, shift = self._as_columns(jnp.exp(self.log_scale)), self._as_columns(self.shift)
+        return x * scale + shift, self._log_det(x.T)
+
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        scale, shift = self._as_columns(jnp.exp(-self.log_scale)), self._as_columns(self.shift)
+        return (y - shift) * scale, -self._log_det(y.T)
+
+    def _as_columns(self, numbers: Array) -> Array:
+        return numbers.reshape(-1, *(1,) * len(self.shape))
+
     def _initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:

@@ -1,0 +1,325 @@
+"""Discrete data: a flow of integers, by noise that fills the gaps between them.
+
+:func:`dequantize` makes a model of integers from a flow of real numbers. Its likelihood is an
+integral over the noise, so what can be computed and trained is a bound; its name says so.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.distributions import Logistic, biject_to, constraints
+
+from .checks import check_event_shape, check_image_shape, check_key, check_size
+from .convnet import ConvEmbedding
+from .distribution import FlowDistribution
+from .elementwise import Affine
+from .recipes import channel_permutations
+from .transform import FlowTransform, Inverse
+from .transforms import (
+    ActNorm,
+    Chain,
+    ConvCoupling,
+    Equalization,
+    NumPyroTransform,
+    Scan,
+    Squeeze,
+)
+
+
+class Dequantized(eqx.Module):
+    r"""A model of integers 0 to L - 1: the mass that a flow gives each cell of the grid.
+
+    .. math:: P(x) = \int_{[0, 1)^D} p(x + u) \, du
+              = \mathbb{E}_{q(u \mid x)} \left[ \frac{p(x + u)}{q(u \mid x)} \right]
+
+    with q uniform (Theis, van den Oord & Bethge, 2016, arXiv:1511.01844, section 3.1) or a
+    conditional flow (variational dequantisation; Ho et al., 2019, arXiv:1902.00275, section 3.1).
+    :func:`dequantize` builds it, ``nf.fit`` trains it with fresh noise in every step, and
+    ``nf.initialize``, ``nf.partition``, ``nf.save`` and ``nf.load`` take it as they take a flow.
+
+    :ivar flow: p, the flow of real numbers.
+    :ivar noise: q, a flow on the unit cube conditioned on the data, or None for uniform noise.
+    :ivar levels: L.
+    """
+
+    flow: FlowDistribution
+    noise: FlowDistribution | None
+    levels: int = eqx.field(static=True)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.flow.event_shape
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        return self.flow.batch_shape
+
+    @property
+    def context_dim(self) -> int:
+        return self.flow.context_dim
+
+    def condition(self, context: Any) -> "Dequantized":
+        """The model given a context; see ``FlowDistribution.condition``."""
+        return Dequantized(self.flow.condition(context), self.noise, self.levels)
+
+    def sample(
+        self, key: Array, sample_shape: tuple[int, ...] = (), *, temperature: float = 1.0
+    ) -> Array:
+        """Integers of shape ``(*sample_shape, *batch_shape, *event_shape)``.
+
+        What the flow puts outside of the range is moved to its ends.
+
+        :param temperature: as in ``FlowDistribution.sample``.
+        """
+        y = self.flow.sample(key, sample_shape, temperature=temperature)
+        return jnp.clip(jnp.floor(y), 0, self.levels - 1).astype(int)
+
+    def log_prob_bound(self, key: Array, x: ArrayLike, *, num_samples: int = 1) -> Array:
+        r"""A lower bound of log P(x), in expectation over the noise.
+
+        :math:`\log \frac1k \sum_{i=1}^k p(x + u_i) / q(u_i \mid x)`; with k = 1 what training
+        maximises, with larger k tighter (Burda, Grosse & Salakhutdinov, 2016, arXiv:1509.00519).
+
+        :param key: ``jax.random.key`` for the noise.
+        :param x: integers, shape ``(*sample, *batch_shape, *event_shape)``.
+        :param num_samples: k; the cost is k passes.
+        :return: shape ``(*sample, *batch_shape)``.
+        :raises TypeError: for data that are not integers.
+        :raises ValueError: for a wrong shape, or values outside of the range.
+        """
+        x = jnp.asarray(x)
+        check_integers("x", x, self.levels, self.event_shape)
+        check_size("num_samples", num_samples)
+        whole = x.astype(jnp.result_type(float))
+
+        def one(key: Array) -> Array:
+            y, log_q = self.add_noise(key, whole)
+            return self.flow.log_prob(y) - log_q
+
+        if num_samples == 1:
+            return one(check_key(key))
+        terms = jax.lax.map(one, jax.random.split(check_key(key), num_samples))
+        return jax.nn.logsumexp(terms, axis=0) - math.log(num_samples)
+
+    def add_noise(self, key: Array, x: Array) -> tuple[Array, Array | float]:
+        """``x + u`` with u drawn from q, and log q(u | x), 0 for uniform noise."""
+        if self.noise is None:
+            return x + jax.random.uniform(key, x.shape, x.dtype), 0.0
+        centred = (2 * x + 1) / self.levels - 1
+        u, log_q = self.noise.condition(centred).sample_and_log_prob(key)
+        # Rounded up to 1, the noise would reach the next cell.
+        return x + jnp.minimum(u, 1 - jnp.finfo(u.dtype).epsneg), log_q
+
+
+def dequantize(
+    flow: FlowDistribution, levels: int = 256, noise: FlowDistribution | None = None
+) -> Dequantized:
+    """A model of the integers 0 to ``levels - 1`` from a flow of real numbers.
+
+    :param flow: flow over data in units of one level, so over ``x + u`` in [0, levels).
+    :param levels: number of levels, 256 for images of 8 bits.
+    :param noise: the noise's distribution given the data, as :func:`dequantization_noise` makes
+        it; uniform by default.
+    :raises TypeError: if ``flow`` or ``noise`` is no ``FlowDistribution``.
+    :raises ValueError: if the flow's support leaves out part of [0, levels), the noise's support is
+        not the unit interval, or their events differ.
+
+    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
+    >>> key, shape = jax.random.key(0), (8, 8, 1)
+    >>> flow = nf.glow(key, shape, depth=2, hidden=(8, 8), support=nf.grey_levels(16))
+    >>> model = dequantize(flow, 16)
+    >>> x = jnp.zeros((5, 8, 8, 1), int)
+    >>> model.log_prob_bound(key, x).shape, model.sample(key, (2,)).shape
+    ((5,), (2, 8, 8, 1))
+    """
+    for name, part in (("flow", flow), ("noise", noise)):
+        if not isinstance(part, FlowDistribution) and not (part is None and name == "noise"):
+            raise TypeError(f"{name}: expected a FlowDistribution, got {type(part).__name__}.")
+    check_size("levels", levels, minimum=2)
+    ends = jnp.stack([jnp.zeros(flow.event_shape), jnp.full(flow.event_shape, float(levels))])
+    if not np.all(flow.support(ends)):
+        raise ValueError(
+            f"flow: expected a support that holds 0 to {levels}, the units of one level, got "
+            f"{flow.support}. `support=nf.grey_levels({levels})` is the one of images."
+        )
+    if noise is not None:
+        middle = jnp.full(noise.event_shape, 0.5)
+        if noise.event_shape != flow.event_shape or not noise.context_dim:
+            raise ValueError(
+                f"noise: expected a conditional flow over events of shape {flow.event_shape}, got "
+                f"{noise}. `nf.dequantization_noise` makes one."
+            )
+        if not np.all(noise.support(middle)) or np.any(noise.support(middle + 1)):
+            raise ValueError(
+                f"noise: expected the unit interval as its support, got {noise.support}."
+            )
+    return Dequantized(flow, noise, levels)
+
+
+def equalize(flow: FlowDistribution, x: ArrayLike, levels: int = 256) -> FlowDistribution:
+    """A flow of real numbers behind the histogram equalisation of integer data.
+
+    Each channel's histogram of x, every count plus 1, becomes a fixed last part of the flow
+    (:class:`~numpyro_flows.Equalization`). It serves where the logit of :func:`grey_levels` does
+    and spreads the common levels: four fifths of all pixels of handwritten digits are 0, and their
+    noise fills 1/256 of the range.
+
+    :param flow: flow over real numbers, which will see numbers of mean about 0 and scale about 1.
+    :param x: integers 0 to ``levels - 1``, shape ``(n, *event_shape)``; rows to train on.
+    :param levels: number of levels.
+    :return: a flow over (0, levels), for :func:`dequantize`.
+    :raises TypeError: for data that are not integers, or something else than a flow.
+    :raises ValueError: for a wrong shape or values outside of the range.
+
+    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
+    >>> flow = equalize(nf.realnvp(jax.random.key(0), 2), jnp.array([[0, 1], [0, 3]]), 4)
+    >>> nf.dequantize(flow, 4).sample(jax.random.key(1), (5,)).shape
+    (5, 2)
+    """
+    if not isinstance(flow, FlowDistribution):
+        raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
+    x = np.asarray(x)
+    check_size("levels", levels, minimum=2)
+    check_integers("x", x, levels, flow.event_shape)
+    channels = x.reshape(-1, x.shape[-1]).T
+    counts = np.stack([1.0 + np.bincount(values, minlength=levels) for values in channels])
+    last = Equalization(counts, flow.event_shape)
+    return FlowDistribution(flow.base_dist, Chain([flow.transform, last]))
+
+
+def dequantization_noise(
+    key: Array,
+    shape: Sequence[int],
+    *,
+    depth: int = 4,
+    hidden: Sequence[int] = (32, 32),
+    features: int = 8,
+    activation: str = "relu",
+) -> FlowDistribution:
+    """The noise of variational dequantisation: a flow on [0, 1)^(H W C) that sees the image.
+
+    A network makes ``features`` numbers of each square of 2 x 2 pixels of the image, and ``depth``
+    couplings between the squares' pixels read them. New noise is uniform.
+
+    Source: Ho et al. (2019), arXiv:1902.00275, section 3.1; the base is logistic so that its
+    sigmoid is uniform.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param shape: (H, W, C) with even H and W.
+    :param depth: number of couplings.
+    :param hidden: channels of the hidden layers, of the couplings' and of the features' network.
+    :param features: numbers per square.
+    :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``.
+    :raises ValueError: for odd sizes, sizes below 1 or an unknown activation.
+    :raises TypeError: for a key that is not one, or sizes that are no integers.
+    """
+    shape = check_image_shape(shape)
+    squeeze = Squeeze(shape)
+    small = squeeze.out_shape
+    check_size("features", features)
+    map = Affine(min(2.0, 16 / check_size("depth", depth)))
+    net_key, key = jax.random.split(check_key(key))
+
+    def step(key: Array) -> FlowTransform:
+        coupling = ConvCoupling(
+            key, small, map, hidden=hidden, context_channels=features, activation=activation
+        )
+        return Chain([coupling, ActNorm(small)])
+
+    layers = jax.vmap(step)(jax.random.split(key, depth))
+    steps = Scan(layers, channel_permutations(small[2], depth, 0))
+    sigmoid = NumPyroTransform(biject_to(constraints.unit_interval), shape)
+    network = ConvEmbedding(net_key, shape, features, hidden=hidden, activation=activation)
+    base = Logistic(jnp.zeros(small), jnp.ones(small)).to_event(3)
+    return FlowDistribution(base, Chain([steps, Inverse(squeeze), sigmoid])).embed(network)
+
+
+def bits_per_dim(
+    key: Array,
+    model: Dequantized,
+    x: ArrayLike,
+    context: ArrayLike | None = None,
+    *,
+    num_samples: int = 1,
+    batch_size: int = 256,
+) -> np.ndarray:
+    r"""Bits per dimension of each row, :math:`-\log P(x) / (D \log 2)`: an upper bound.
+
+    :param key: ``jax.random.key`` for the noise.
+    :param model: what :func:`dequantize` returns.
+    :param x: integers, shape ``(n, *event_shape)``; D is the number of integers in a row.
+    :param context: shape ``(n, context_dim)``, for a conditional model.
+    :param num_samples: draws of the noise per row; more make the bound tighter.
+    :param batch_size: rows per pass.
+    :return: shape ``(n,)``; its mean is the usual figure.
+    :raises TypeError: for data that are not integers, or a flow that was not dequantised.
+    :raises ValueError: for wrong shapes or values outside of the range.
+
+    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
+    >>> key = jax.random.key(0)
+    >>> flow = nf.realnvp(key, 3, depth=2, hidden=(4,))
+    >>> bits_per_dim(key, nf.dequantize(flow, 4), jnp.zeros((5, 3), int)).shape
+    (5,)
+    """
+    if not isinstance(model, Dequantized):
+        raise TypeError(
+            f"model: expected the result of `nf.dequantize`, got {type(model).__name__}. A density "
+            "of real numbers has no bits: call `nf.dequantize(flow, levels)`."
+        )
+    x = np.asarray(x)
+    check_integers("x", x, model.levels, model.event_shape)
+    check_size("batch_size", batch_size)
+    if x.ndim != 1 + len(model.event_shape):
+        raise ValueError(
+            f"x: expected shape (n, *{model.event_shape}), one row per event, got {x.shape}."
+        )
+    check_key(key)
+    if context is not None:
+        context = np.asarray(context)
+    bounds = []
+    for i, start in enumerate(range(0, len(x), batch_size)):
+        rows = slice(start, start + batch_size)
+        seen = None if context is None else context[rows]
+        bounds.append(
+            _bounds(model, jax.random.fold_in(key, i), x[rows], seen, num_samples=num_samples)
+        )
+    return -np.concatenate(bounds) / (math.prod(model.event_shape) * math.log(2))
+
+
+@eqx.filter_jit
+def _bounds(
+    model: Dequantized, key: Array, x: ArrayLike, context: ArrayLike | None, *, num_samples: int
+) -> Array:
+    model = model if context is None else model.condition(context)
+    return model.log_prob_bound(key, x, num_samples=num_samples)
+
+
+def check_integers(
+    name: str, value: Array | np.ndarray, levels: int, event_shape: tuple[int, ...]
+) -> None:
+    """Check data of a discrete model; the values only where they are known.
+
+    :raises TypeError: for another dtype.
+    :raises ValueError: for a wrong event shape or values outside of 0 to ``levels - 1``.
+    """
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(
+            f"{name}: expected integers from 0 to {levels - 1}, got dtype {value.dtype}. Real "
+            "numbers have a density as they are: use the flow without `nf.dequantize`."
+        )
+    check_event_shape(name, value.shape, event_shape)
+    if isinstance(value, jax.core.Tracer) or not value.size:
+        return
+    smallest, largest = int(value.min()), int(value.max())
+    if smallest < 0 or largest >= levels:
+        raise ValueError(
+            f"{name}: expected integers from 0 to {levels - 1}, got {smallest} to {largest}. Pass "
+            "`levels=` to `nf.dequantize`, or rescale the data."
+        )
