@@ -23,7 +23,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro.infer import NUTS, SVI, init_to_median
-from sampling import bulk_ess, draw_base, print_table, run
+from sampling import bulk_ess, draw_base, finish_picture, print_table, run
 
 import numpyro_flows as nf
 
@@ -121,15 +121,12 @@ def draw_picture(path, plain, warped, guide, params):
         xlabel=r"base coordinate of $\theta_1$",
         ylabel=r"base coordinate of $\log\tau$",
     )
-    bar = figure.colorbar(points, ax=right, label=r"$\log\tau$ of the draw")
-    bar.solids.set_alpha(1)
     handles = [
         plt.Line2D([], [], marker="o", linestyle="", color=color, label=label)
         for color, label in (("tab:orange", "NUTS"), ("tab:blue", "NUTS after NeuTra"))
     ]
     left.legend(handles=handles, loc="lower right")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    finish_picture(path, figure, points, right, r"$\log\tau$ of the draw")
 
 
 def main():

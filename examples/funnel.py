@@ -18,7 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import NUTS
-from sampling import FIGURES, draw_base, figures, print_table, run
+from sampling import FIGURES, draw_base, figures, finish_picture, print_table, run
 from scipy.stats import norm
 
 import numpyro_flows as nf
@@ -52,9 +52,7 @@ def draw_picture(path, plain, warped):
         xlabel="base coordinate of $x_1$",
         ylabel="base coordinate of $v$",
     )
-    figure.colorbar(points, ax=panels[2], label="$v$ of the draw").solids.set_alpha(1)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    finish_picture(path, figure, points, panels[2], "$v$ of the draw")
 
 
 def main():

@@ -20,7 +20,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import NUTS
-from sampling import FIGURES, draw_base, figures, print_table, run
+from sampling import FIGURES, draw_base, figures, finish_picture, print_table, run
 
 import numpyro_flows as nf
 
@@ -75,9 +75,7 @@ def draw_picture(path, plain, warped):
         xlabel="base coordinate of its weight",
         ylabel="base coordinate of its local scale",
     )
-    figure.colorbar(points, ax=panels[2], label="log of the local scale").solids.set_alpha(1)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    finish_picture(path, figure, points, panels[2], "log of the local scale")
 
 
 def main():

@@ -5,6 +5,7 @@ import warnings
 from typing import NamedTuple
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 from numpyro.infer import MCMC
 
@@ -86,3 +87,10 @@ def draw_base(axes, x, y, colour, **style):
         axes.plot(radius * np.cos(CIRCLE), radius * np.sin(CIRCLE), color="0.6", linewidth=0.7)
     axes.set(xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), aspect="equal")
     return points
+
+
+def finish_picture(path, figure, points, axes, label) -> None:
+    """Explain the colours of a scatter, and write the picture."""
+    figure.colorbar(points, ax=axes, label=label).solids.set_alpha(1)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -52,10 +52,10 @@ def check_exact(flow: Any) -> None:
     """
     if kind := inexactness(flow):
         raise ValueError(
-            f"flow: expected an exact log density, got one that is the {kind}, with which neither "
-            "ELBO nor importance weights nor neural transport would be right. Build a continuous "
-            "flow with `trace='exact'`; for an augmented guide, fit an exact flow to "
-            "`nf.augmented_model(model)`."
+            f"flow: expected an exact log density, got the {kind}, with which neither ELBO nor "
+            "importance weights nor neural transport would be right. Build a continuous flow with "
+            "`trace='exact'` in place of a stochastic trace; for an augmented guide, fit an exact "
+            "flow to `nf.augmented_model(model)`."
         )
 
 
