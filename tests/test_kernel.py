@@ -152,6 +152,7 @@ def test_chains_share_one_map_however_they_run(learned):
     assert all(one is calls[0] for one in calls)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_map():
     def values(seed):
         k = nf.FlowNUTS(hierarchical, SMALL, seed=seed, num_steps=20, progress_bar=False)
@@ -307,7 +308,7 @@ def test_scores_go_through_a_map_and_back(x64):
     np.testing.assert_allclose(again.score, drawn.score, rtol=1e-6)
 
 
-@pytest.mark.parametrize("train", ["vi", "fisher"])
+@pytest.mark.parametrize("train", [pytest.param("vi", marks=pytest.mark.slow), "fisher"])
 def test_a_curved_posterior_is_straightened(train):
     def model():
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
