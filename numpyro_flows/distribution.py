@@ -253,7 +253,9 @@ def partition(flow: Any, *, train_base: bool = False) -> tuple[Any, Any]:
 
 
 def _is_flow(node: Any) -> bool:
-    return isinstance(node, FlowDistribution)
+    """Whether a node is a distribution with a transform to train, augmented or not."""
+    transform = getattr(node, "transform", None)
+    return isinstance(node, Distribution) and isinstance(transform, FlowTransform)
 
 
 def combine(params: Any, rest: Any) -> Any:
