@@ -21,7 +21,9 @@ def pairs(n, seed=0):
     return x.astype(np.float32), 1 + np.log(2 * np.pi) + np.log(2 * 0.5)
 
 
-@pytest.mark.parametrize("coupling", ["independent", "optimal_transport"])
+@pytest.mark.parametrize(
+    "coupling", ["independent", pytest.param("optimal_transport", marks=pytest.mark.slow)]
+)
 def test_the_density_that_it_finds(coupling):
     x, entropy = pairs(5000)
     flow = nf.cnf(KEY, 2, hidden=(32, 32))
