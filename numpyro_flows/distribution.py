@@ -43,6 +43,11 @@ class FlowDistribution(TransformedDistribution):
 
     _validate_args: bool | None
 
+    @classmethod
+    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        # NumPyro's order is that of a set, and so another one in each process.
+        return tuple(sorted(super().gather_pytree_data_fields()))
+
     def __init__(
         self,
         base_dist: Distribution,

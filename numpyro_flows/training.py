@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import operator
 import os
 import re
 import warnings
@@ -761,6 +760,11 @@ def _to_jax(array: np.ndarray, like: Any) -> Array:
     return jnp.asarray(array.view(jnp.result_type(like)))
 
 
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Leaves by name: those of a NumPyro distribution come in another order in each process."""
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
 class _Checkpoint:
     """A file with the state of one call of :func:`fit`, recognised by a fingerprint of the call."""
 
@@ -770,19 +774,14 @@ class _Checkpoint:
             raise ValueError(f"checkpoint: there is no folder {self.path.parent}; create it first.")
         # Functions and objects show their address, which differs between processes.
         digest = hashlib.sha256(re.sub(r"0x\w+", "", repr(settings)).encode())
-        # By name: the leaves of a NumPyro distribution come in any order.
-        leaves = sorted(
-            zip(leaf_names(pieces), jax.tree.leaves(pieces), strict=True),
-            key=operator.itemgetter(0),
-        )
-        for name, leaf in [("key", key), *leaves]:
+        for name, leaf in [("key", key), *sorted(_by_name(pieces).items())]:
             array = _to_numpy(leaf)
             digest.update(f"{name} {array.shape} {array.dtype}".encode())
             digest.update(array.tobytes())
         self.fingerprint = digest.hexdigest()
 
     def save(self, trees: Any, state: dict[str, Any]) -> None:
-        arrays = {f"leaf{i}": _to_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(trees))}
+        arrays = {name: _to_numpy(leaf) for name, leaf in _by_name(trees).items()}
         arrays["meta"] = np.array(json.dumps({"fingerprint": self.fingerprint, **state}))
         with written_whole(self.path) as temporary, open(temporary, "xb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -795,7 +794,7 @@ class _Checkpoint:
             with np.load(self.path, allow_pickle=False) as file:
                 state = json.loads(str(file["meta"]))
                 matches = state.pop("fingerprint") == self.fingerprint
-                arrays = [file[f"leaf{i}"] for i in range(len(leaves))] if matches else []
+                arrays = [file[name] for name in leaf_names(trees)] if matches else []
         except Exception as error:  # A damaged or foreign file can fail anywhere, in any way.
             raise ValueError(
                 f"checkpoint: expected a whole file written by `nf.fit`, got {self.path}, which is "

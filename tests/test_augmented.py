@@ -50,7 +50,8 @@ def marginal(flow, x):
 def test_the_bound_and_the_integral(name, x64):
     """Below it in the mean, unbiased before the logarithm, nearer with more draws."""
     flow = MAKE[name](dim=1)
-    x = points(1)
+    # In the bulk: far out the weights of a random flow need not have a variance.
+    x = jnp.linspace(-0.6, 0.4, 6)[:, None]
     exact = marginal(flow, x)
 
     def values(num_samples, num_probes):

@@ -648,26 +648,34 @@ def test_skipped_steps_and_patience_survive(path, monkeypatch):
         assert_same(fit(flow, x, checkpoint=path, **settings), whole)
 
 
-def fit_on_awkward_base(checkpoint, stop=None):
-    """Returns in the middle if asked to. NumPyro orders the numbers of this base by hash."""
-    base = dist.StudentT(np.array([5.0, 6.0]), np.zeros(2), np.ones(2))
-    flow = linear(base=base, support=constraints.interval(-9.0, 9.0))
+def awkward_flow(name):
+    """NumPyro orders the numbers of such a base and the parts of an augmented flow by hash."""
+    if name == "base":
+        base = dist.StudentT(np.array([5.0, 6.0]), np.zeros(2), np.ones(2))
+        return linear(base=base, support=constraints.interval(-9.0, 9.0))
+    encoder = nf.realnvp(KEY, 1, context_dim=2, **SMALL)
+    return nf.AugmentedFlow(KEY, nf.realnvp(KEY, 3, **SMALL), encoder, num_samples=2)
+
+
+def fit_awkward(name, checkpoint, stop=None):
+    """Returns in the middle if asked to."""
     with pytest.MonkeyPatch.context() as patch:
         if stop is not None:
             interrupt(patch, stop)
-        return fit(flow, normals(70), checkpoint=checkpoint, **CHECKPOINT)
+        return fit(awkward_flow(name), normals(70), checkpoint=checkpoint, **CHECKPOINT)
 
 
-def test_another_process_continues(path):
+@pytest.mark.parametrize("name", ["base", "augmented"])
+def test_another_process_continues(name, path):
     """The order of sets, and so of NumPyro's numbers, differs between processes."""
-    script = f"import test_fit; test_fit.fit_on_awkward_base({str(path)!r}, 2)"
+    script = f"import test_fit; test_fit.fit_awkward({name!r}, {str(path)!r}, 2)"
     here = pathlib.Path(__file__).parent
     search = os.pathsep.join(map(str, (here, here.parent)))
     env = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": search}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
     assert "KeyboardInterrupt" in done.stderr
     assert path.exists()
-    assert_same(fit_on_awkward_base(path), fit_on_awkward_base(None))
+    assert_same(fit_awkward(name, path), fit_awkward(name, None))
 
 
 def test_checkpoint_of_another_call(path):
