@@ -14,6 +14,7 @@ to a target. nutpie adapts its flow in 1,500 iterations per chain, two chains.
 
 import argparse
 import json
+import threading
 import time
 import warnings
 from functools import partial
@@ -156,9 +157,11 @@ def nutpies(posterior: models.Posterior, seed: int, tune: int = 1500) -> dict:
     shapes = AutoDiagonalNormal(posterior.model)
     handlers.seed(shapes, seed)(*posterior.args)
     model = handlers.seed(posterior.model, 0)
+    lock = threading.Lock()  # nutpie's chains are threads, and NumPyro's handlers are global
 
     def log_density(z):
-        return -potential_energy(model, posterior.args, {}, shapes._unpack_latent(z))
+        with lock:
+            return -potential_energy(model, posterior.args, {}, shapes._unpack_latent(z))
 
     value_and_grad = jax.jit(jax.value_and_grad(log_density))
     dim = shapes.latent_dim
