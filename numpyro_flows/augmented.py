@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution, constraints
+from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.util import validate_sample
@@ -23,12 +23,12 @@ from .checks import (
     is_real,
 )
 from .circular import PerCoordinate, from_coordinates
-from .distribution import FlowDistribution, solved
+from .distribution import FlowDistribution, Ordered, solved
 from .transform import Conditioned, Fixed, FlowTransform
 from .transforms import Chain, NumPyroTransform, for_training, inexactness
 
 
-class AugmentedFlow(Distribution):
+class AugmentedFlow(Ordered):
     r"""A flow over x and e, of which only x is data: :math:`p(x) = \int p(x, e) \, de`.
 
     .. math:: \log p(x) \ge \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, e_k)}{q(e_k \mid x)},
@@ -87,11 +87,6 @@ class AugmentedFlow(Distribution):
         "probe",
     )
     _validate_args: bool | None
-
-    @classmethod
-    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
-        # NumPyro's order is that of a set, and so another one in each process.
-        return tuple(sorted(super().gather_pytree_data_fields()))
 
     def __init__(
         self,

@@ -19,7 +19,15 @@ from .transform import Conditioned, Embedded, Fixed, FlowTransform
 from .transforms import NumPyroTransform, Stacked, inexactness
 
 
-class FlowDistribution(TransformedDistribution):
+class Ordered(Distribution):
+    """A distribution whose leaves have one order; NumPyro's is a set's, another in each process."""
+
+    @classmethod
+    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        return tuple(sorted(super().gather_pytree_data_fields()))
+
+
+class FlowDistribution(Ordered, TransformedDistribution):
     r"""A normalizing flow: :math:`x = T(z)` with z from a base distribution.
 
     .. math:: \log p(x) = \log p_Z(T^{-1}(x)) + \log |\det \partial T^{-1} / \partial x|
@@ -42,11 +50,6 @@ class FlowDistribution(TransformedDistribution):
     """
 
     _validate_args: bool | None
-
-    @classmethod
-    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
-        # NumPyro's order is that of a set, and so another one in each process.
-        return tuple(sorted(super().gather_pytree_data_fields()))
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import operator
 import os
 import re
 import warnings
@@ -760,9 +761,10 @@ def _to_jax(array: np.ndarray, like: Any) -> Array:
     return jnp.asarray(array.view(jnp.result_type(like)))
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
-    """Leaves by name: those of a NumPyro distribution come in another order in each process."""
-    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+def _by_name(tree: Any) -> list[tuple[str, Any]]:
+    """Named leaves, sorted: those of NumPyro distributions come in any order."""
+    leaves = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+    return sorted(leaves, key=operator.itemgetter(0))
 
 
 class _Checkpoint:
@@ -774,14 +776,14 @@ class _Checkpoint:
             raise ValueError(f"checkpoint: there is no folder {self.path.parent}; create it first.")
         # Functions and objects show their address, which differs between processes.
         digest = hashlib.sha256(re.sub(r"0x\w+", "", repr(settings)).encode())
-        for name, leaf in [("key", key), *sorted(_by_name(pieces).items())]:
+        for name, leaf in [("key", key), *_by_name(pieces)]:
             array = _to_numpy(leaf)
             digest.update(f"{name} {array.shape} {array.dtype}".encode())
             digest.update(array.tobytes())
         self.fingerprint = digest.hexdigest()
 
     def save(self, trees: Any, state: dict[str, Any]) -> None:
-        arrays = {name: _to_numpy(leaf) for name, leaf in _by_name(trees).items()}
+        arrays = {name: _to_numpy(leaf) for name, leaf in _by_name(trees)}
         arrays["meta"] = np.array(json.dumps({"fingerprint": self.fingerprint, **state}))
         with written_whole(self.path) as temporary, open(temporary, "xb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
