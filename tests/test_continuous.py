@@ -259,6 +259,7 @@ def test_penalties_of_a_guide(x64):
     assert list(trace(without)) == ["rows", "x"]
 
 
+@pytest.mark.slow
 def test_fit_guide_counts_the_penalties():
     """A penalty that outweighs the data leaves the flow where it starts."""
     y = jnp.array([4.0, -4.0])
@@ -341,7 +342,7 @@ def model(y):
 @pytest.fixture(scope="module")
 def guided():
     y = jnp.array([1.0, -2.0])
-    guide = nf.AutoFlow(model, functools.partial(nf.cnf, hidden=(8,)))
+    guide = nf.AutoFlow(model, functools.partial(nf.cnf, hidden=(8,), num_steps=8))
     result = nf.fit_guide(KEY, guide, y, num_steps=100, num_particles=32, progress_bar=False)
     return y, guide, result
 

@@ -40,11 +40,15 @@ def test_every_transform_has_a_case(cls):
 
 
 def contract_cases():
-    """Every case in float32; in float64 by default the first of each class, the others slow."""
+    """By default every case in float32 and the first of each class in float64, the others slow.
+
+    Of what takes minutes to compile, the first case alone.
+    """
     for cls, entries in CASES.items():
         for i, label in enumerate(entries):
             for dtype in ("float32", "float64"):
-                marks = [pytest.mark.slow] if i and dtype == "float64" else []
+                slow = i and (dtype == "float64" or cls in (nf.Continuous, nf.MultiScale))
+                marks = [pytest.mark.slow] if slow else []
                 yield pytest.param(cls, label, dtype, marks=marks)
 
 

@@ -251,7 +251,7 @@ def followed(y, follow):
     numpyro.sample("y", dist.Normal(x, s).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("init", ["auto", "location"])
+@pytest.mark.parametrize("init", [pytest.param("auto", marks=pytest.mark.slow), "location"])
 def test_set_up_and_trained_under_jit(init):
     y = jnp.array([0.3, 1.2])
     guide = nf.AutoFlow(followed, SMALL, init=init)

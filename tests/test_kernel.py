@@ -314,7 +314,9 @@ def test_scores_go_through_a_map_and_back(x64):
 
 
 @pytest.mark.parametrize("train", [pytest.param("vi", marks=pytest.mark.slow), "fisher"])
-def test_a_curved_posterior_is_straightened(train):
+def test_a_curved_posterior_is_straightened(train, monkeypatch):
+    monkeypatch.setattr(learning, "WINDOWS", 1)
+
     def model():
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
         numpyro.sample("b", dist.Normal(a**2, 0.3))
