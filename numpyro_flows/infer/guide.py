@@ -78,7 +78,17 @@ def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistributio
         return coupling_flow(
             key, 1, DeepSigmoid(), depth=2, hidden=(32, 32), context_dim=context_dim
         )
-    return realnvp(key, dim, depth=16, hidden=(32, 32), activation="gelu", context_dim=context_dim)
+    # Each coordinate moves in half of the layers, and another passes in half of those: a scale that
+    # grows with it to the end of its tail, as a funnel's does, needs more than the default bound.
+    return realnvp(
+        key,
+        dim,
+        depth=16,
+        hidden=(32, 32),
+        activation="gelu",
+        log_scale_bound=3.0,
+        context_dim=context_dim,
+    )
 
 
 # Compiled as one: run bit by bit, a recipe's many small programs take seconds.
