@@ -332,6 +332,27 @@ def test_a_curved_posterior_is_straightened(train, monkeypatch):
     np.testing.assert_allclose(draws["b"].mean(), 1.0, atol=0.15)
 
 
+@pytest.mark.slow
+def test_a_funnel_is_followed_to_the_end_of_its_neck():
+    """Chains that reach v = -10 must come back: the flow has to straighten the tail, too."""
+
+    def model():
+        v = numpyro.sample("v", dist.Normal(0.0, 3.0))
+        numpyro.sample("x", dist.Normal(jnp.zeros(9), jnp.exp(v / 2)).to_event(1))
+
+    k = nf.FlowNUTS(model, progress_bar=False)
+    mcmc = MCMC(k, num_warmup=500, num_samples=1000, num_chains=4, chain_method="vectorized")
+    for seed in range(4):
+        mcmc.run(jax.random.key(seed))
+        v = np.asarray(mcmc.get_samples(group_by_chain=True)["v"])
+        ess = float(arviz.ess(v))
+        assert 1000 * ess / float(mcmc.get_extra_fields()["num_steps"].sum()) > 80
+        assert k.report(mcmc).divergences < 20
+        # Draws that alternate tell more of the mean than of the variance.
+        spread = float(arviz.ess(v**2))
+        np.testing.assert_allclose(v.std(), 3.0, rtol=4 / (2 * spread) ** 0.5)
+
+
 def test_training_that_fails_falls_back_and_says_so(monkeypatch):
     def fails(*args, **kwargs):
         raise ValueError("The loss was never finite: ...")
