@@ -69,3 +69,14 @@ def test_german_credit(tmp_path):
         for name in ("NUTS", "FlowNUTS")
     )
     assert flow[2] > 3 * plain[2]
+
+
+@pytest.mark.slow
+def test_augmented(tmp_path):
+    text = run_example("augmented", tmp_path)
+    errors = dict(re.findall(r"reflection, (\w+): largest error ([\d.]+)", text))
+    assert float(errors["plain"]) > 0.9  # of 1: no flow of the line turns it round
+    assert float(errors["augmented"]) < 0.1
+    lost = dict(re.findall(r"disc, (\w+): .*points and ([\d.]+)% of the ring", text))
+    assert float(lost["plain"]) > 0
+    assert float(lost["augmented"]) == 0
