@@ -8,8 +8,9 @@ One line per target, sampler and seed, each 4 chains of 1,000 draws after 1,000 
 warm-up: bulk ESS of the worst parameter, per 1,000 gradients after warm-up and per second of wall
 clock with compilation and training; all gradients, those of training and of batched pilot chains
 included, one for each chain; divergences; R-hat; and the largest errors of means (in standard
-deviations) and of log standard deviations against the truth, where one is known. Nothing is tuned
-to a target. nutpie adapts its flow in 1,500 iterations per chain, two chains.
+deviations) and of log standard deviations against the truth, where one is known. The last three
+columns are of the first parameter alone (a funnel's neck): standard deviation and two quantiles.
+Nothing is tuned to a target. nutpie adapts its flow in 1,500 iterations per chain, two chains.
 """
 
 import argparse
@@ -227,6 +228,9 @@ COLUMNS = {
     "R-hat": ("rhat", "{:.3f}"),
     "mean": ("mean", "{:.3f}"),
     "log sd": ("log_sd", "{:.3f}"),
+    "sd": ("sd_first", "{:.3g}"),
+    "1 %": ("low", "{:.3g}"),
+    "99 %": ("high", "{:.3g}"),
 }
 
 

@@ -1,7 +1,8 @@
 """Composition: a chain of parts, a scan over layers of one structure, independent copies."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -118,8 +119,26 @@ class Chain(_Composition):
         return Chain(parts[::order]), value
 
 
-def _permuted(value: Array, permutation: Array | None, axis: int) -> Array:
-    return value if permutation is None else jnp.take(value, permutation, axis)
+def _permuted(value: Array, orders: Any, axis: int) -> Array:
+    """``value`` in a new order along an axis; ``orders`` are a permutation and its inverse.
+
+    The transpose of indexing is a scatter, one row after the other; that of a permutation is
+    indexing by its inverse. JAX is told so through a linear system whose solution is the result.
+    """
+    if orders is None:
+        return value
+
+    def indexed(order: Array) -> Callable[[Array], Array]:
+        return lambda v: jnp.moveaxis(
+            jnp.moveaxis(v, axis, 0).at[order].get(mode="promise_in_bounds", unique_indices=True),
+            0,
+            axis,
+        )
+
+    there, back = (indexed(order) for order in orders)
+    return jax.lax.custom_linear_solve(
+        back, value, lambda _, b: there(b), transpose_solve=lambda _, b: back(b)
+    )
 
 
 class Scan(_Composition):
@@ -183,12 +202,24 @@ class Scan(_Composition):
     def context_dim(self) -> int:
         return self.layers.context_dim
 
-    def _steps(self, forward: bool) -> tuple[FlowTransform, np.ndarray | None]:
-        """The layers and what permutes their coordinates, as the scan slices them."""
+    def _steps(self, forward: bool) -> tuple[FlowTransform, Any]:
+        """The layers and what orders the coordinates before each, as the scan slices them."""
         if self.permutations is None:
             return self.layers, None
-        permutations = np.array(self.permutations)
-        return self.layers, permutations if forward else np.argsort(permutations, axis=-1)
+        orders = np.array(self.permutations)
+        if forward:
+            # Before the next layer, not after this one: a layer's arithmetic, fused into an
+            # indexing, is not vectorised.
+            orders = np.concatenate([np.arange(orders.shape[1])[None], orders[:-1]])
+        inverse = np.argsort(orders, axis=-1)
+        return self.layers, (orders, inverse) if forward else (inverse, orders)
+
+    def _ordered(self, value: Array, forward: bool, axis: int) -> Array:
+        """``value`` after the scan: the last permutation follows the last layer."""
+        if self.permutations is None or not forward:
+            return value
+        last = np.array(self.permutations[-1])
+        return _permuted(value, (last, np.argsort(last)), axis)
 
     def _through(
         self, value: Array, context: Array | None, forward: bool, kind: str
@@ -199,30 +230,25 @@ class Scan(_Composition):
 
         def step(carry, scanned):
             value, total = carry
-            layer, permutation = scanned
-            if not forward:
-                value = _permuted(value, permutation, 0)
+            layer, orders = scanned
             through = layer.forward_columns if forward else layer.inverse_columns
-            value, log_det = through(value, context)
-            if forward:
-                value = _permuted(value, permutation, 0)
+            value, log_det = through(_permuted(value, orders, 0), context)
             return (value, total + log_det), None
 
         start = (value, jnp.zeros(value.shape[-1:], value.dtype))
-        return jax.lax.scan(step, start, self._steps(forward), reverse=not forward)[0]
+        value, total = jax.lax.scan(step, start, self._steps(forward), reverse=not forward)[0]
+        return self._ordered(value, forward, 0), total
 
     def _initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         def step(value, scanned):
-            layer, permutation = scanned
-            if not forward:
-                value = _permuted(value, permutation, -1)
-            layer, value = layer._initialized(value, context, forward)
-            return _permuted(value, permutation, -1) if forward else value, layer
+            layer, orders = scanned
+            layer, value = layer._initialized(_permuted(value, orders, -1), context, forward)
+            return value, layer
 
         value, layers = jax.lax.scan(step, value, self._steps(forward), reverse=not forward)
-        return Scan(layers, self.permutations), value
+        return Scan(layers, self.permutations), self._ordered(value, forward, -1)
 
 
 class Stacked(Wrapper):
