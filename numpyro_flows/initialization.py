@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from .checks import check_float, is_real
+from .compilation import jit
 from .dequantization import Dequantized, check_integers
 from .distribution import FlowDistribution
 from .transform import FlowTransform
@@ -91,7 +92,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
     return _initialized(flow, rows, context)
 
 
-@jax.jit
+@jit
 def _initialized(transform: FlowTransform, rows: Array, context: Any) -> FlowTransform:
     return transform._initialized(rows, context, False)[0]
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from .augmented import AugmentedFlow
 from .checks import check_context, check_floating, check_key, check_size, is_real
 from .circular import angles
+from .compilation import jit
 from .dequantization import Dequantized, check_integers
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .files import written_whole
@@ -685,7 +686,7 @@ def _batches(order: Array, batch_size: int) -> tuple[Array, Array]:
     return order.reshape(num, batch_size), is_row.reshape(num, batch_size)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "batch_size"))
+@jit(static_argnames=("objective", "batch_size"))
 def _score(
     params: Any, rest: Any, data: dict[str, Array], *, objective: Any, batch_size: int
 ) -> Array:
@@ -702,7 +703,7 @@ def _score(
     return total / data["weights"].sum()
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "optimizer", "batch_size"))
+@jit(static_argnames=("objective", "optimizer", "batch_size"))
 def _run_epoch(
     params: Any,
     rest: Any,

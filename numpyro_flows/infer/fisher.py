@@ -7,7 +7,6 @@ A density p is seen through a map T as :math:`\tilde p(u) = p(T(u)) |\det T'(u)|
 a few hundred draws with their scores hold as much as many times as many without.
 """
 
-import functools
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from ..compilation import jit
 from ..distribution import FlowDistribution
 from ..transform import FlowTransform
 from ..transforms import FixedAffine
@@ -64,7 +64,7 @@ def fisher_divergence(flow: FlowDistribution, draws: Scored) -> Array:
     return ((score - wanted) ** 2).mean()
 
 
-@jax.jit
+@jit
 def affine_of_scores(affine: FixedAffine, draws: Scored) -> FixedAffine:
     r"""An affine map from draws and scores, with ``affine`` as the rough one to start in.
 
@@ -95,7 +95,7 @@ def affine_of_scores(affine: FixedAffine, draws: Scored) -> FixedAffine:
     return moved(affine, Gaussian(loc, jnp.log(jnp.diagonal(factor)), factor))
 
 
-@jax.jit
+@jit
 def affine_of_moments(affine: FixedAffine, x: Array) -> FixedAffine:
     """An affine map with mean and covariance of draws, with ``affine`` as the rough one.
 
@@ -120,19 +120,19 @@ def _power(matrix: Array, power: float) -> Array:
     return (vectors * jnp.maximum(values, least) ** power) @ vectors.T
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def log_density_of(guide: AutoFlow, params: dict[str, Any], x: Array) -> Array:
     """Mean log density of draws under a guide's flow."""
     return guide.get_posterior(params).log_prob(x).mean()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit(static_argnums=0)
 def divergence_of(guide: AutoFlow, params: dict[str, Any], draws: Scored) -> Array:
     """:func:`fisher_divergence` of a guide's flow."""
     return fisher_divergence(guide.get_posterior(params), draws)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+@jit(static_argnums=(0, 5, 6))
 def fit_fisher(
     guide: AutoFlow,
     params: dict[str, Any],

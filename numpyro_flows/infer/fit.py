@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from numpyro.infer.svi import SVIState
 from tqdm.auto import trange
 
 from ..checks import check_key, check_size
+from ..compilation import jit
 from ..diagnostics import importance_ess, psis_khat
 from .arguments import Static, join_arguments, split_arguments
 from .density import check_summable, hidden_discrete, hidden_sites, unblocked
@@ -294,7 +294,9 @@ class _Schedule:
         error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
         # A loss is the mean of log weights, whose variance v makes their ESS 1 / (1 + v).
         if after.std() * self.num_particles**0.5 < self.equal:
-            self.fall, self.stop = self.step, min(self.stop, self.step * 3 // 2)
+            # A last chunk of another length would be another program to compile.
+            end = -(-self.step * 3 // (2 * CHUNK)) * CHUNK
+            self.fall, self.stop = self.step, min(self.stop, end)
         elif before.mean() - after.mean() < max(error, SMALLEST_GAIN):
             self.fall, self.stop = self.step, min(self.stop, 2 * self.step)
 
@@ -302,7 +304,7 @@ class _Schedule:
 def _program(svi: SVI) -> Any:
     """A program that makes one step for each learning rate."""
 
-    @functools.partial(jax.jit, static_argnums=3)
+    @jit(static_argnums=3)
     def run(
         state: SVIState, controls: tuple[Array, Array | None], traced: Any, static: Static
     ) -> tuple[SVIState, Array]:

@@ -1,5 +1,6 @@
 """Any flow as an automatic guide."""
 
+import contextlib
 import functools
 import inspect
 import zlib
@@ -18,6 +19,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_uniform
 
 from ..checks import is_real
+from ..compilation import is_traced, jit
 from ..distribution import FlowDistribution, combine, partition
 from ..elementwise import DeepSigmoid
 from ..recipes import coupling_flow, realnvp
@@ -92,7 +94,7 @@ def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistributio
 
 
 # Compiled as one: run bit by bit, a recipe's many small programs take seconds.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@jit(static_argnums=(0, 1))
 def build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tuple[Any, Any]:
     """The recipe's flow with a trainable affine map behind it, parted for training."""
     flow = recipe(key, dim)
@@ -111,11 +113,6 @@ def build(recipe: Callable[..., FlowDistribution], dim: int, key: Array) -> tupl
         )
     affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
     return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
-
-
-def is_traced(tree: Any) -> bool:
-    """Whether a pytree holds values that are not known while a program is traced."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 class AutoFlow(AutoContinuous):
@@ -224,10 +221,11 @@ class AutoFlow(AutoContinuous):
             self._init_locs[name] = biject_to(support)(self._init_locs[name])
         self._init_latent = jnp.concatenate([loc.reshape(-1) for loc in self._init_locs.values()])
         self._check_supports(args, kwargs)
-        # Set-up may happen under `jit`; what the guide keeps must not be a tracer.
-        with jax.ensure_compile_time_eval():
-            _, self._rest = build(self._recipe, self.latent_dim, jax.random.key(0))
         self._traced = is_traced((self._init_latent, args, kwargs))
+        # Set-up may happen under `jit`; what the guide keeps must not be a tracer. Outside, `build`
+        # would be compiled for evaluation at compile time and then again for the parameters.
+        with jax.ensure_compile_time_eval() if self._traced else contextlib.nullcontext():
+            _, self._rest = build(self._recipe, self.latent_dim, jax.random.key(0))
 
     def _forget_tracers(self) -> None:
         """Keep of a set-up under ``jit`` what outlives its trace: names, shapes and supports."""
@@ -350,7 +348,7 @@ class AutoFlow(AutoContinuous):
             return Located(FixedAffine(start, self._init_scale), jnp.nan * start[0], zero)
         start_key, model_key, key = jax.random.split(key, 3)
 
-        @functools.partial(jax.jit, static_argnums=2)
+        @jit(static_argnums=2)
         def search(start: Array, traced: Any, static: Static) -> Located:
             args, kwargs = join_arguments(traced, static)
 

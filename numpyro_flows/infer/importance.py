@@ -12,6 +12,7 @@ from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import log_density
 
 from ..checks import check_key, check_size
+from ..compilation import jit
 from ..diagnostics import psis
 from .arguments import Static, join_arguments, split_arguments
 from .density import check_set_up, log_joint
@@ -40,7 +41,7 @@ def weighted_draws(
 
 @functools.lru_cache(maxsize=8)
 def _compiled(guide: AutoGuide) -> Any:
-    @functools.partial(jax.jit, static_argnums=3)
+    @jit(static_argnums=3)
     def run(
         keys: Array, params: dict[str, Any], traced: Any, static: Static
     ) -> tuple[dict[str, Array], Array, Array]:

@@ -19,10 +19,11 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from ..checks import check_size
+from ..compilation import is_traced, jit
 from ..distribution import FlowDistribution
 from .arguments import Static, join_arguments, split_arguments
 from .density import latent_of
-from .guide import AutoFlow, guide_flow, is_traced
+from .guide import AutoFlow, guide_flow
 from .learning import GOOD_ENOUGH, TRAIN, Learned, Trial, finite_start, learn, warped_potential
 from .supports import wrapped
 
@@ -373,7 +374,7 @@ class FlowNUTS(MCMCKernel):
         }
 
         # Compiled as one: run bit by bit, its many small programs take seconds.
-        @jax.jit
+        @jit
         def begin(rng_key: Array, init_params: Any, params: Any, traced: Any) -> HMCState:
             args, kwargs = join_arguments(traced, static)
 

@@ -8,7 +8,6 @@ posterior what it is.
 
 import copy
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +20,7 @@ from numpyro import handlers
 from numpyro.infer.hmc import hmc
 from numpyro.infer.util import potential_energy
 
+from ..compilation import is_traced, jit
 from ..diagnostics import importance_ess, psis_khat
 from ..distribution import FlowDistribution, combine, partition
 from ..training import fit
@@ -36,7 +36,7 @@ from .fisher import (
     through,
 )
 from .fit import default_num_particles, fit_guide
-from .guide import AutoFlow, build, is_traced
+from .guide import AutoFlow, build
 from .importance import importance_log_weights
 from .reparam import NeuTraReparam
 
@@ -125,7 +125,7 @@ class _Pilot(NamedTuple):
     num_divergences: Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+@jit(static_argnums=(0, 4, 5))
 def _base_starts(
     guide: AutoFlow, params: Any, key: Array, traced: Any, static: Static, num: int
 ) -> Array:
@@ -136,7 +136,7 @@ def _base_starts(
     return jax.vmap(lambda key: finite_start(potential, guide.get_base_dist(), key))(keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+@jit(static_argnums=(0, 4, 5))
 def _model_starts(
     guide: AutoFlow, params: Any, key: Array, traced: Any, static: Static, num: int
 ) -> Array:
@@ -147,7 +147,7 @@ def _model_starts(
     return guide.get_transform(params).inv(latent)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+@jit(static_argnums=(0, 5, 6))
 def _pilot(
     guide: AutoFlow,
     params: dict[str, Any],

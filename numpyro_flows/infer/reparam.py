@@ -14,7 +14,8 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.reparam import Reparam
 
-from .guide import AutoFlow, check_exact, is_traced
+from ..compilation import is_traced
+from .guide import AutoFlow, check_exact
 from .params import model_params
 from .supports import Winding
 
