@@ -298,8 +298,11 @@ def locate(
 
     def judge(affines: FixedAffine, key: Array, n: int) -> Array:
         noise = jax.random.normal(key, (n, dim), starts.dtype)
+        # With batches that leave no remainder the model is compiled once, else twice.
+        sizes = range(BATCH, BATCH // 2, -1)
+        size = next((size for size in sizes if len(affines.loc.value) % size == 0), BATCH)
         elbos = jax.lax.map(
-            lambda affine: _elbo(log_density, affine, noise), affines, batch_size=BATCH
+            lambda affine: _elbo(log_density, affine, noise), affines, batch_size=size
         )
         return jnp.where(jnp.isfinite(elbos), elbos, -jnp.inf)
 
