@@ -24,9 +24,9 @@ def jit(
 ) -> Any:
     """``jax.jit``, on CPUs at LLVM's optimisation level 2 in place of XLA's default of 3.
 
-    Level 3 compiles code of random numbers two to four times as long, and no program of this
-    library runs faster for it (measured by training steps of every recipe). A level in the
-    environment's ``XLA_FLAGS`` stays.
+    Level 3 compiles code of random numbers two to four times as long, and training steps are as
+    fast without it (``benchmarks/limits.py levels``). A level in the environment's ``XLA_FLAGS``
+    stays.
     """
     if fun is None:
         return functools.partial(

@@ -120,7 +120,7 @@ class Chain(_Composition):
 
 
 def _permuted(value: Array, orders: Any, axis: int) -> Array:
-    """``value`` in a new order along an axis; ``orders`` are a permutation and its inverse.
+    """``value`` reordered along its axis 0 or -1; ``orders`` are a permutation and its inverse.
 
     The transpose of indexing is a scatter, one row after the other; that of a permutation is
     indexing by its inverse. JAX is told so through a linear system whose solution is the result.
@@ -129,11 +129,8 @@ def _permuted(value: Array, orders: Any, axis: int) -> Array:
         return value
 
     def indexed(order: Array) -> Callable[[Array], Array]:
-        return lambda v: jnp.moveaxis(
-            jnp.moveaxis(v, axis, 0).at[order].get(mode="promise_in_bounds", unique_indices=True),
-            0,
-            axis,
-        )
+        index = order if axis == 0 else (..., order)
+        return lambda v: v.at[index].get(mode="promise_in_bounds", unique_indices=True)
 
     there, back = (indexed(order) for order in orders)
     return jax.lax.custom_linear_solve(
