@@ -196,6 +196,42 @@ def test_schedule_stops_early():
     assert len(holes) == 2000  # too few finite losses to judge by
 
 
+def test_schedule_resumes_once():
+    schedule = _Schedule(10_000, 4)
+    while schedule.step < schedule.stop:
+        schedule.advance(np.full(100, 5.0))
+    assert schedule.step == 1200
+    assert schedule.resume()
+    assert schedule.stop == 2400
+    rates = []
+    while schedule.step < schedule.stop:
+        rates.append(schedule.rates(100))
+        schedule.advance(np.full(100, 5.0))
+    rates = np.concatenate(rates)
+    assert rates[0] == pytest.approx(1 / 200)
+    assert (rates[200:600] == 1).all()
+    assert rates[-1] < 1e-3
+    assert not schedule.resume()
+    whole = _Schedule(200, 4)
+    whole.advance(np.ones(200))
+    assert not whole.resume()
+
+
+def test_training_goes_on_where_the_result_cannot_be_trusted(monkeypatch):
+    def normal():
+        numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+
+    def steps_if(trusted):
+        monkeypatch.setattr(nf.GuideFit, "trusted", trusted)
+        guide = nf.AutoFlow(normal, SMALL, init="location")
+        fit = nf.fit_guide(jax.random.key(0), guide, num_particles=4, progress_bar=False)
+        return len(fit.losses)
+
+    enough = steps_if(True)
+    assert enough < 4000
+    assert steps_if(False) == 2 * enough
+
+
 def test_data_are_not_baked_in():
     """The same program serves other data of the same shape: arrays are its arguments."""
     from numpyro_flows.infer.arguments import join_arguments, split_arguments

@@ -14,6 +14,7 @@ from numpyro.distributions import constraints
 
 import numpyro_flows as nf
 from numpyro_flows.elementwise import Affine
+from numpyro_flows.transforms import compose
 
 DIM = 4
 LINEAR = {
@@ -200,6 +201,28 @@ def test_layers_in_a_scan_equal_the_loop():
         expected, total = expected[:, permutation], total + log_det_i
     np.testing.assert_allclose(y, expected, atol=1e-5)
     np.testing.assert_allclose(log_det, total, atol=1e-5)
+
+
+def test_few_large_layers_run_unrolled(monkeypatch):
+    x, scan = points(3), moved(new_glow())
+
+    def unrolled(method):
+        program = jax.make_jaxpr(lambda t, x: method(t, x))(scan, x)
+        return [eqn.params["unroll"] for eqn in program.eqns if eqn.primitive.name == "scan"]
+
+    forward_of, inverse_of = nf.Scan.forward_and_log_det, nf.Scan.inverse_and_log_det
+    looped = jax.jit(forward_of)(scan, x)
+    assert unrolled(forward_of) == [1]
+    monkeypatch.setattr(compose, "LARGE", 1)
+    assert unrolled(forward_of) == [3]
+    assert unrolled(inverse_of) == [1]
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-5),
+        looped,
+        jax.jit(lambda *args: forward_of(*args))(scan, x),
+    )
+    monkeypatch.setattr(compose, "FEW", 2)
+    assert unrolled(forward_of) == [1]
 
 
 def test_scan_without_permutations():

@@ -102,8 +102,9 @@ def fit_guide(
     ``SVI`` underneath, with Adam, gradients clipped by their global norm, a learning rate that
     rises over the first 200 steps and falls over the last half as a cosine, and steps left out
     whose value or gradient is not finite. The fall begins earlier, and training ends earlier, once
-    the loss has ceased to fall. What is returned is the better of the last parameters and the best
-    seen before, judged by fresh draws. Arrays among the model's arguments are arguments of the
+    the loss has ceased to fall. If the result of an early end cannot be trusted, training goes on
+    for as many steps again. What is returned is the better of the last parameters and the best seen
+    before, judged by fresh draws. Arrays among the model's arguments are arguments of the
     compiled program, not baked into it. The losses of continuous flows contain their penalties.
 
     :param key: ``jax.random.key``.
@@ -192,54 +193,65 @@ def fit_guide(
     best_loss, best, best_step = np.inf, svi.get_params(state), 0
     run = _program(svi)
     with trange(num_steps, disable=not progress_bar) as bar:
-        while schedule.step < schedule.stop:
-            rates = peak * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
-            controls = (rates, schedule.temper(len(rates))) if annealing_steps else (rates, None)
-            state, made = run(
-                state,
-                jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), controls),
-                *arguments,
-            )
-            chunk = np.asarray(made)
-            losses.append(chunk)
-            finite = chunk[np.isfinite(chunk)]
-            annealed = schedule.step < annealing_steps  # its losses are those of another target
-            is_best = not annealed and len(finite) > len(chunk) / 2 and finite.mean() < best_loss
-            schedule.advance(chunk)
-            if is_best:
-                best_loss, best, best_step = finite.mean(), svi.get_params(state), schedule.step
-            bar.total = schedule.stop
-            bar.update(len(chunk))
-            if len(finite):
-                bar.set_postfix_str(f"loss {finite.mean():.4g}", refresh=False)
-    all_losses = np.concatenate(losses)
-    if not np.isfinite(all_losses).any():
-        raise ValueError(
-            "The loss was never finite: the model's log density is NaN or infinite at the guide's "
-            "draws. Look for the site with `numpyro.validation_enabled()`, or start elsewhere "
-            "with `init_loc_fn`."
-        )
+        while True:
+            while schedule.step < schedule.stop:
+                rates = peak * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
+                controls = (rates, schedule.temper(len(rates)) if annealing_steps else None)
+                state, made = run(
+                    state,
+                    jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), controls),
+                    *arguments,
+                )
+                chunk = np.asarray(made)
+                losses.append(chunk)
+                finite = chunk[np.isfinite(chunk)]
+                annealed = schedule.step < annealing_steps  # its losses are those of another target
+                enough = not annealed and len(finite) > len(chunk) / 2
+                schedule.advance(chunk)
+                if enough and finite.mean() < best_loss:
+                    best_loss, best = finite.mean(), svi.get_params(state)
+                    best_step = schedule.step
+                bar.total = schedule.stop
+                bar.update(len(chunk))
+                if len(finite):
+                    bar.set_postfix_str(f"loss {finite.mean():.4g}", refresh=False)
+            if not any(np.isfinite(chunk).any() for chunk in losses):
+                raise ValueError(
+                    "The loss was never finite: the model's log density is NaN or infinite at the "
+                    "guide's draws. Look for the site with `numpyro.validation_enabled()`, or "
+                    "start elsewhere with `init_loc_fn`."
+                )
+            candidates = [best] if best_step == schedule.step else [svi.get_params(state), best]
+            judged = [
+                _judged(judge_key, guide, params, args, kwargs, num_draws, np.concatenate(losses))
+                for params in candidates
+            ]
+            fitted = max(judged, key=lambda fit: np.nan_to_num(fit.elbo, nan=-np.inf))
+            if fitted.trusted or not schedule.resume():
+                return fitted
 
-    candidates = [best] if best_step == schedule.step else [svi.get_params(state), best]
-    weights = [
-        np.asarray(
-            importance_log_weights(
-                judge_key, guide, params, *args, num_samples=num_draws, **kwargs
-            ),
-            float,
-        )
-        for params in candidates
-    ]
-    chosen = int(np.argmax([np.nan_to_num(w.mean(), nan=-np.inf) for w in weights]))
-    log_weights = weights[chosen]
+
+def _judged(
+    key: Array,
+    guide: AutoGuide,
+    params: dict[str, Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    num_draws: int,
+    losses: np.ndarray,
+) -> GuideFit:
+    """What fresh draws say of these parameters."""
+    log_weights = np.asarray(
+        importance_log_weights(key, guide, params, *args, num_samples=num_draws, **kwargs), float
+    )
     return GuideFit(
-        params=candidates[chosen],
-        losses=all_losses,
+        params=params,
+        losses=losses,
         elbo=float(log_weights.mean()),
         elbo_error=float(log_weights.std() / num_draws**0.5),
         khat=psis_khat(log_weights),
         ess=importance_ess(log_weights),
-        num_skipped=int((~np.isfinite(all_losses)).sum()),
+        num_skipped=int((~np.isfinite(losses)).sum()),
     )
 
 
@@ -249,7 +261,7 @@ class _Schedule:
     The rate rises, holds, and falls as a cosine. The fall begins when half of the steps are left;
     or earlier, when the loss has ceased to fall, and then takes as long as all before it; or when
     the spread of the losses says that the importance weights are nearly equal, and then takes half
-    as long.
+    as long. What ended early can be resumed once.
 
     :param num_steps: largest number of steps.
     :param num_particles: draws of which each loss is the mean.
@@ -260,8 +272,8 @@ class _Schedule:
     def __init__(
         self, num_steps: int, num_particles: int, annealing_steps: int = 0, target_ess: float = 0.99
     ):
-        self.step = 0
-        self.stop = num_steps
+        self.begin = self.step = 0
+        self.stop = self.num_steps = num_steps
         self.warm_up = min(WARM_UP, max(1, num_steps // 10))
         self.annealing = annealing_steps
         self.fall = num_steps // 2
@@ -271,7 +283,7 @@ class _Schedule:
 
     def rates(self, num: int) -> np.ndarray:
         steps = np.arange(self.step, self.step + num)
-        rise = np.minimum(1.0, (steps + 1) / self.warm_up)
+        rise = np.minimum(1.0, (steps - self.begin + 1) / self.warm_up)
         share = np.clip((steps - self.fall) / max(1, self.stop - self.fall), 0.0, 1.0)
         return rise * 0.5 * (1 + np.cos(np.pi * share))
 
@@ -283,7 +295,7 @@ class _Schedule:
         self.step += len(losses)
         self.losses = np.append(self.losses, losses)
         started = max(self.warm_up, self.annealing)
-        if self.step >= self.fall or self.step < started + 2 * WINDOW:
+        if self.begin or self.step >= self.fall or self.step < started + 2 * WINDOW:
             return
         # Longer windows later on: what falls slowly needs more steps to be seen beside its noise.
         window = max(WINDOW, self.step // 3)
@@ -299,6 +311,14 @@ class _Schedule:
             self.fall, self.stop = self.step, min(self.stop, end)
         elif before.mean() - after.mean() < max(error, SMALLEST_GAIN):
             self.fall, self.stop = self.step, min(self.stop, 2 * self.step)
+
+    def resume(self) -> bool:
+        """Allow as many steps again as were made, if some are left and this is the first time."""
+        if self.begin or self.step >= self.num_steps:
+            return False
+        self.begin, self.stop = self.step, min(self.num_steps, 2 * self.step)
+        self.fall = (self.begin + self.stop) // 2
+        return True
 
 
 def _program(svi: SVI) -> Any:

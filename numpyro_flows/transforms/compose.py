@@ -138,12 +138,17 @@ def _permuted(value: Array, orders: Any, axis: int) -> Array:
     )
 
 
+#: Layers of at least ``LARGE`` numbers each, if they are at most ``FEW``, run unrolled.
+LARGE, FEW = 2**16, 8
+
+
 class Scan(_Composition):
     r"""Equal layers, each followed by a permutation: :math:`y = P_n T_n \dots P_1 T_1(x)`.
 
     The layers are one transform whose leaves carry a leading layer axis, and run under
-    ``jax.lax.scan``: compile time and program size do not grow with their number. Permutations
-    differ between layers but are no parameters; they are scanned as constants.
+    ``jax.lax.scan``: compile time and program size do not grow with their number. A few large
+    layers are unrolled in the forward direction. Permutations differ between layers but are no
+    parameters; they are scanned as constants.
 
     :param layers: a transform whose events keep their shape, its leaves stacked along a leading
         axis, as ``jax.vmap`` of a constructor returns it.
@@ -211,6 +216,14 @@ class Scan(_Composition):
         inverse = np.argsort(orders, axis=-1)
         return self.layers, (orders, inverse) if forward else (inverse, orders)
 
+    def _unroll(self, forward: bool) -> bool:
+        """Whether to spare the copies of weights and residuals that a loop makes, at the price of
+        compiling every layer; an inverse may be a loop itself, long to compile."""
+        leaves = jax.tree.leaves(self.layers)
+        num_layers = max((len(leaf) for leaf in leaves), default=0)
+        size = sum(jnp.size(leaf) for leaf in leaves)
+        return forward and 0 < num_layers <= FEW and size >= LARGE * num_layers
+
     def _ordered(self, value: Array, forward: bool, axis: int) -> Array:
         """``value`` after the scan: the last permutation follows the last layer."""
         if self.permutations is None or not forward:
@@ -233,7 +246,9 @@ class Scan(_Composition):
             return (value, total + log_det), None
 
         start = (value, jnp.zeros(value.shape[-1:], value.dtype))
-        value, total = jax.lax.scan(step, start, self._steps(forward), reverse=not forward)[0]
+        (value, total), _ = jax.lax.scan(
+            step, start, self._steps(forward), reverse=not forward, unroll=self._unroll(forward)
+        )
         return self._ordered(value, forward, 0), total
 
     def _initialized(
