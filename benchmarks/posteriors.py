@@ -46,6 +46,8 @@ FUNNELS = {"funnel_10": (models.funnel, 10), "funnel_101": (models.wide_funnel, 
 def target(name: str) -> models.Posterior:
     if name == "german_credit":
         return models.german_credit()
+    if name == "many_schools":
+        return models.many_schools()
     if name in FUNNELS:
         model, dim = FUNNELS[name]
 
@@ -215,7 +217,7 @@ def line(name: str, guide: str, seed: int, row: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    everything = (*models.POSTERIORDB, "eight_schools_centered", "german_credit", *FUNNELS)
+    everything = (*models.POSTERIORDB, "eight_schools_centered", "german_credit", *FUNNELS, "many_schools")
     parser.add_argument("names", nargs="*", default=everything, metavar="posterior")
     parser.add_argument("--guides", nargs="*", default=["ours"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
