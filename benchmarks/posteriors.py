@@ -217,7 +217,8 @@ def line(name: str, guide: str, seed: int, row: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    everything = (*models.POSTERIORDB, "eight_schools_centered", "german_credit", *FUNNELS, "many_schools")
+    others = "eight_schools_centered", "german_credit", *FUNNELS, "many_schools"
+    everything = (*models.POSTERIORDB, *others)
     parser.add_argument("names", nargs="*", default=everything, metavar="posterior")
     parser.add_argument("--guides", nargs="*", default=["ours"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])

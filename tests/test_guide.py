@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from cases import points
+from cases import points, shake
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer import (
@@ -361,6 +361,37 @@ def test_path_gradient_has_the_same_mean(x64):
         Trace_ELBO(num_particles=8).loss(key, params, gaussian, guide),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_particles_together_are_particles_one_by_one(conditional):
+    """``vmap`` makes one batch of them; a flow that depends on a latent has a context for each."""
+    recipe = nf.realnvp(jax.random.key(0), 2, depth=2, hidden=(4,), context_dim=int(conditional))
+    params, rest = nf.partition(shake(recipe, jax.random.key(1)))
+
+    def model():
+        scale = numpyro.sample("scale", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(scale, jnp.array([0.5, 2.0])).to_event(1))
+
+    def guide():
+        flow = nf.combine(numpyro.param("flow$params", params), rest)
+        scale = numpyro.sample("scale", dist.Normal(numpyro.param("loc", 0.3), 0.5))
+        numpyro.sample("x", flow.condition(scale[None]) if conditional else flow)
+
+    @jax.jit
+    def together_and_apart(given):
+        return [
+            jax.value_and_grad(lambda p, e=elbo: e.loss(jax.random.key(2), p, model, guide))(given)
+            for elbo in (
+                nf.STL_ELBO(num_particles=3),
+                nf.STL_ELBO(num_particles=3, vectorize_particles=False),
+            )
+        ]
+
+    together, apart = together_and_apart({"flow$params": params, "loc": jnp.asarray(0.3)})
+    assert np.abs(ravel_pytree(apart)[0]).max() > 0.1
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_path_gradient_leaves_other_guides_alone():

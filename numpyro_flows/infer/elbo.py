@@ -1,16 +1,44 @@
 """What is done to a guide in training: the path gradient, and penalties of continuous flows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro
 from jax import Array
+from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 from numpyro.infer import Trace_ELBO
 from numpyro.primitives import Messenger
 
-from ..distribution import FlowDistribution
+from ..distribution import FlowDistribution, solved
+from ..transform import FlowTransform
 from ..transforms import penalized
+
+Step = Callable[[FlowTransform, Array], tuple[Array, Array]]
+
+
+def _as_batch(step: Step) -> Step:
+    """``step``, of which ``jax.vmap`` over values makes one call with a batch.
+
+    What ``vmap`` makes of a layer by itself has the particles first and the coordinates after them,
+    and is turned around for every product. There is no reverse mode inside of the ``vmap``.
+    """
+    whole = custom_vmap(step)
+
+    @whole.def_vmap
+    def rule(size: int, mapped: Any, transform: FlowTransform, value: Array) -> Any:
+        if any(jax.tree.leaves(mapped[0])):
+            axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
+            return jax.vmap(step, in_axes=axes)(transform, value), (True, True)
+        return step(transform, value), (True, True)
+
+    return whole
+
+
+_forward = _as_batch(lambda transform, x: transform.forward_and_log_det(x))
+_inverse = _as_batch(lambda transform, y: transform.inverse_and_log_det(y))
 
 
 class _PathFlow(FlowDistribution):
@@ -22,11 +50,33 @@ class _PathFlow(FlowDistribution):
         return FlowDistribution(base_dist, transform).log_prob(value)
 
 
+class _MappedPathFlow(FlowDistribution):
+    """The same for one particle of a ``jax.vmap`` over many."""
+
+    def sample_with_intermediates(
+        self, key: Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Any]]:
+        z = self.base_dist.sample(key, sample_shape)
+        x, log_det = _forward(self.transform, z)
+        return x, [[z, log_det]]
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
+        base_dist, transform = jax.lax.stop_gradient((self.base_dist, self.transform))
+        z, log_det = _inverse(transform, jnp.asarray(value))
+        return solved(base_dist.log_prob(z) + log_det, log_det)
+
+
 class _path_density(Messenger):
+    """A guide whose flows become of the class ``path``."""
+
+    def __init__(self, fn: Any, path: type[FlowDistribution]):
+        super().__init__(fn)
+        self.path = path
+
     def process_message(self, msg: dict[str, Any]) -> None:
         fn = msg.get("fn")
         if msg["type"] == "sample" and type(fn) is FlowDistribution and not msg["is_observed"]:
-            msg["fn"] = _PathFlow(fn.base_dist, fn.transform)
+            msg["fn"] = self.path(fn.base_dist, fn.transform)
 
 
 class with_penalties(Messenger):
@@ -66,6 +116,6 @@ class STL_ELBO(Trace_ELBO):
     def loss_with_mutable_state(
         self, rng_key: Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        return super().loss_with_mutable_state(
-            rng_key, param_map, model, _path_density(guide), *args, **kwargs
-        )
+        mapped = self.num_particles > 1 and self.vectorize_particles is True
+        guide = _path_density(guide, _MappedPathFlow if mapped else _PathFlow)
+        return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
