@@ -194,28 +194,30 @@ def fit_guide(
     run = _program(svi)
     with trange(num_steps, disable=not progress_bar) as bar:
         while True:
-            while schedule.step < schedule.stop:
-                rates = peak * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
-                controls = (rates, schedule.temper(len(rates)) if annealing_steps else None)
-                state, made = run(
-                    state,
-                    jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), controls),
-                    *arguments,
-                )
-                chunk = np.asarray(made)
-                losses.append(chunk)
-                finite = chunk[np.isfinite(chunk)]
-                annealed = schedule.step < annealing_steps  # its losses are those of another target
-                enough = not annealed and len(finite) > len(chunk) / 2
-                schedule.advance(chunk)
-                if enough and finite.mean() < best_loss:
-                    best_loss, best = finite.mean(), svi.get_params(state)
-                    best_step = schedule.step
-                bar.total = schedule.stop
-                bar.update(len(chunk))
-                if len(finite):
-                    bar.set_postfix_str(f"loss {finite.mean():.4g}", refresh=False)
-            if not any(np.isfinite(chunk).any() for chunk in losses):
+            rates = peak * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
+            controls = (rates, schedule.temper(len(rates)) if annealing_steps else None)
+            state, made = run(
+                state,
+                jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), controls),
+                *arguments,
+            )
+            chunk = np.asarray(made)
+            losses.append(chunk)
+            finite = chunk[np.isfinite(chunk)]
+            annealed = schedule.step < annealing_steps  # its losses are those of another target
+            is_best = not annealed and len(finite) > len(chunk) / 2 and finite.mean() < best_loss
+            schedule.advance(chunk)
+            if is_best:
+                best_loss, best, best_step = finite.mean(), svi.get_params(state), schedule.step
+            bar.total = schedule.stop
+            bar.update(len(chunk))
+            if len(finite):
+                bar.set_postfix_str(f"loss {finite.mean():.4g}", refresh=False)
+            if schedule.step < schedule.stop:
+                continue
+
+            all_losses = np.concatenate(losses)
+            if not np.isfinite(all_losses).any():
                 raise ValueError(
                     "The loss was never finite: the model's log density is NaN or infinite at the "
                     "guide's draws. Look for the site with `numpyro.validation_enabled()`, or "
@@ -223,7 +225,13 @@ def fit_guide(
                 )
             candidates = [best] if best_step == schedule.step else [svi.get_params(state), best]
             judged = [
-                _judged(judge_key, guide, params, args, kwargs, num_draws, np.concatenate(losses))
+                _judged(
+                    params,
+                    all_losses,
+                    importance_log_weights(
+                        judge_key, guide, params, *args, num_samples=num_draws, **kwargs
+                    ),
+                )
                 for params in candidates
             ]
             fitted = max(judged, key=lambda fit: np.nan_to_num(fit.elbo, nan=-np.inf))
@@ -231,24 +239,14 @@ def fit_guide(
                 return fitted
 
 
-def _judged(
-    key: Array,
-    guide: AutoGuide,
-    params: dict[str, Any],
-    args: tuple,
-    kwargs: dict[str, Any],
-    num_draws: int,
-    losses: np.ndarray,
-) -> GuideFit:
-    """What fresh draws say of these parameters."""
-    log_weights = np.asarray(
-        importance_log_weights(key, guide, params, *args, num_samples=num_draws, **kwargs), float
-    )
+def _judged(params: dict[str, Any], losses: np.ndarray, drawn: Array) -> GuideFit:
+    """What log importance weights of fresh draws say of these parameters."""
+    log_weights = np.asarray(drawn, float)
     return GuideFit(
         params=params,
         losses=losses,
         elbo=float(log_weights.mean()),
-        elbo_error=float(log_weights.std() / num_draws**0.5),
+        elbo_error=float(log_weights.std() / len(log_weights) ** 0.5),
         khat=psis_khat(log_weights),
         ess=importance_ess(log_weights),
         num_skipped=int((~np.isfinite(losses)).sum()),
