@@ -24,11 +24,11 @@ from .checks import (
 )
 from .circular import PerCoordinate, from_coordinates
 from .distribution import FlowDistribution, Ordered, solved
-from .transform import Conditioned, Fixed, FlowTransform
-from .transforms import Chain, NumPyroTransform, for_training, inexactness
+from .transform import Conditioned, Exactness, Fixed, FlowTransform, for_training, inexactness
+from .transforms import Chain, NumPyroTransform
 
 
-class AugmentedFlow(Ordered):
+class AugmentedFlow(Exactness, Ordered):
     r"""A flow over x and e, of which only x is data: :math:`p(x) = \int p(x, e) \, de`.
 
     .. math:: \log p(x) \ge \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, e_k)}{q(e_k \mid x)},

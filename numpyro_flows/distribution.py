@@ -15,8 +15,8 @@ from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import validate_sample
 
 from .checks import check_context, check_event_shape, check_float, check_key, is_real
-from .transform import Conditioned, Embedded, Fixed, FlowTransform
-from .transforms import NumPyroTransform, Stacked, inexactness
+from .transform import Conditioned, Embedded, Fixed, FlowTransform, inexactness
+from .transforms import NumPyroTransform, Stacked
 
 
 class Ordered(Distribution):

@@ -28,8 +28,8 @@ from .compilation import jit
 from .dequantization import Dequantized, check_integers
 from .distribution import FlowDistribution, combine, leaf_names, partition
 from .files import written_whole
-from .transform import Conditioned, Embedded, FlowTransform
-from .transforms import Chain, NumPyroTransform, Standardized, for_training
+from .transform import Conditioned, Embedded, FlowTransform, for_training
+from .transforms import Chain, NumPyroTransform, Standardized
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,19 +7,20 @@ leaves are all floating arrays, so ``jit``, ``grad``, ``vmap``, optax and pickle
 
 To write one, subclass :class:`FlowTransform`, say its ``event_shape``, and implement two methods::
 
-    forward_and_log_det(x, context=None) -> (y, log|det dy/dx|)
-    inverse_and_log_det(y, context=None) -> (x, log|det dx/dy|)
+    _forward_and_log_det(x, context=None) -> (y, log|det dy/dx|)
+    _inverse_and_log_det(y, context=None) -> (x, log|det dx/dy|)
 
-Each makes one pass and acts on ``(*batch, *event_shape)`` without ``vmap``; the log-determinant
-is that of the map just applied, of shape ``(*batch,)``. Arguments arrive checked: floating, of the
-right event shape, with the context of the right width and ``x`` broadcast against its batch.
+Callers use ``forward_and_log_det`` and ``inverse_and_log_det``, which are final and check their
+arguments. Each makes one pass and acts on ``(*batch, *event_shape)`` without ``vmap``; the
+log-determinant is that of the map just applied, of shape ``(*batch,)``. The two methods receive
+checked arguments: floating, of the right event shape, with the context of the right width and
+``x`` broadcast against its batch.
 """
 
 import abc
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, cast, final
 
 import equinox as eqx
 import jax
@@ -41,8 +42,6 @@ from .checks import (
 )
 from .nn import columns
 
-_CONTRACT = ("forward_and_log_det", "inverse_and_log_det")
-
 
 class Fixed(eqx.Module):
     """Numbers that never train: a standardisation, support bounds, a bound context.
@@ -56,44 +55,73 @@ class Fixed(eqx.Module):
     value: Any
 
 
-def _checked(method: Any, forward: bool) -> Any:
-    """Give a transform's contract method checked arguments, once, at its entry."""
+class Exactness:
+    """Base of transforms and distributions: is the density exact, and what does training use?
 
-    @functools.wraps(method)
-    def wrapper(self: "FlowTransform", value: ArrayLike, context: ArrayLike | None = None) -> Any:
-        owner = type(self).__name__
-        shape = self.event_shape if forward else self.out_shape
-        array = check_float(f"{owner} input", value)
-        check_event_shape(f"{owner} input", array.shape, shape)
-        context = self.read_context(context)
-        if context is not None:
-            batch = array.shape[: array.ndim - len(shape)]
-            batch = broadcast_batches(f"{owner} input", batch, "context", context.shape[:-1])
-            array = jnp.broadcast_to(array, batch + shape)
-        return method(self, array, context)
+    The defaults ask the parts, which are whatever fields hold another ``Exactness``.
+    """
 
-    return wrapper
+    @property
+    def inexact(self) -> str:
+        """What the log-determinant or log density is ("estimate", ...); empty if it is exact."""
+        return _first_inexact(*_flatten(self, below=True))
+
+    def for_training(self, key: Array | None, rows: int) -> Any:
+        """What one step of training uses in place of this object.
+
+        :param key: for probes or noise of this step's own; None for validation.
+        :param rows: number of rows in the step's batch.
+        """
+        return _as_trained(*_flatten(self, below=True), key, rows)
+
+
+def inexactness(tree: Any) -> str:
+    """``inexact`` of the first part of a pytree of flows and transforms that is not exact."""
+    return _first_inexact(*_flatten(tree))
+
+
+def for_training(tree: Any, key: Array | None, rows: int) -> Any:
+    """A pytree of flows and transforms as one step of training uses it."""
+    return _as_trained(*_flatten(tree), key, rows)
+
+
+def _flatten(tree: Any, below: bool = False) -> tuple[list[Any], Any]:
+    """The outermost parts of a tree, or the outermost ones ``below`` its root, and other leaves."""
+
+    def is_part(node: Any) -> bool:
+        return isinstance(node, Exactness) and not (below and node is tree)
+
+    return jax.tree.flatten(tree, is_leaf=is_part)
+
+
+def _first_inexact(nodes: list[Any], structure: Any) -> str:
+    kinds = (node.inexact for node in nodes if isinstance(node, Exactness))
+    return next(filter(None, kinds), "")
+
+
+def _as_trained(nodes: list[Any], structure: Any, key: Array | None, rows: int) -> Any:
+    trained = [
+        node.for_training(None if key is None else jax.random.fold_in(key, i), rows)
+        if isinstance(node, Exactness)
+        else node
+        for i, node in enumerate(nodes)
+    ]
+    return jax.tree.unflatten(structure, trained)
 
 
 class _Contract:
     """First base of :class:`FlowTransform`: what happens when one is subclassed.
 
     NumPyro's ``Transform.__init_subclass__`` registers each subclass as a pytree, and so does
-    Equinox's metaclass; doing both is an error. This hook does not call ``super()``, which leaves
-    the registration to Equinox. It also attaches the argument checks, so that no transform
-    repeats them and no user's transform lacks them.
+    Equinox's metaclass; doing both is an error. This hook goes on behind NumPyro's, which leaves
+    the registration to Equinox and calls the hooks of a subclass's other bases.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        for name in _CONTRACT:
-            method = cls.__dict__.get(name)
-            if method is not None and not getattr(method, "__isabstractmethod__", False):
-                # Equinox has already replaced the function by a descriptor that holds it.
-                function = getattr(method, "__wrapped__", None) or method
-                setattr(cls, name, _checked(function, forward=name.startswith("forward")))
+        super(Transform, cls).__init_subclass__(**kwargs)
 
 
-class FlowTransform(_Contract, eqx.Module, Transform):
+class FlowTransform(_Contract, Exactness, eqx.Module, Transform):
     """A bijection with parameters; see the module's text for the contract.
 
     ``event_shape`` and ``out_shape`` are the shapes of one ``x`` and one ``y``; ``context_dim`` is
@@ -123,12 +151,55 @@ class FlowTransform(_Contract, eqx.Module, Transform):
         """The context as the contract's methods receive it, ``(*batch, context_dim)``, checked."""
         return check_context(type(self).__name__, context, self.context_dim)
 
+    @final
+    def forward_and_log_det(
+        self, x: ArrayLike, context: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """Map x to y.
+
+        :param x: floating, of shape ``(*batch, *event_shape)``.
+        :param context: floating, of shape ``(*batch, context_dim)`` or one that broadcasts with
+            it, for a conditional transform; None otherwise.
+        :return: y, of shape ``(*batch, *out_shape)``, and log|det dy/dx|, of shape ``(*batch,)``.
+        :raises ValueError: for a wrong event shape, or a missing, surplus or wrong context.
+        :raises TypeError: for values that are not floating.
+        """
+        return self._forward_and_log_det(*self._read(x, context, self.event_shape))
+
+    @final
+    def inverse_and_log_det(
+        self, y: ArrayLike, context: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """Map y to x.
+
+        :param y: floating, of shape ``(*batch, *out_shape)``.
+        :param context: as for ``forward_and_log_det``.
+        :return: x, of shape ``(*batch, *event_shape)``, and log|det dx/dy|, of shape ``(*batch,)``.
+        :raises ValueError: for a wrong event shape, or a missing, surplus or wrong context.
+        :raises TypeError: for values that are not floating.
+        """
+        return self._inverse_and_log_det(*self._read(y, context, self.out_shape))
+
+    def _read(
+        self, value: ArrayLike, context: ArrayLike | None, shape: tuple[int, ...]
+    ) -> tuple[Array, Array | None]:
+        """Arguments of a public method as the private one receives them, checked."""
+        name = f"{type(self).__name__} input"
+        array = check_float(name, value)
+        check_event_shape(name, array.shape, shape)
+        read = self.read_context(context)
+        if read is not None:
+            batch = array.shape[: array.ndim - len(shape)]
+            batch = broadcast_batches(name, batch, "context", read.shape[:-1])
+            array = jnp.broadcast_to(array, batch + shape)
+        return array, read
+
     @abc.abstractmethod
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``x`` of shape ``(*batch, *event_shape)`` to ``(y, log|det dy/dx|)``."""
 
     @abc.abstractmethod
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``y`` of shape ``(*batch, *out_shape)`` to ``(x, log|det dx/dy|)``."""
 
     # The same for vectors as columns, ``(dim, rows)``, with the context ``(context_dim, rows or
@@ -243,10 +314,10 @@ class ColumnTransform(FlowTransform):
     def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``y`` of shape ``(dim, rows)`` to ``x`` and the log-determinants, ``(rows,)``."""
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return in_columns(self.forward_columns, x, context)
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return in_columns(self.inverse_columns, y, context)
 
 
@@ -282,10 +353,10 @@ class ImageTransform(FlowTransform):
     def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         """``y`` of shape ``(C, W, H, rows)`` to ``x`` and the log-determinants, ``(rows,)``."""
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return in_columns(self.forward_columns, x, context, len(self.event_shape))
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return in_columns(self.inverse_columns, y, context, len(self.out_shape))
 
 
@@ -332,10 +403,10 @@ class Inverse(FlowTransform):
     def context_dim(self) -> int:
         return self.transform.context_dim
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.inverse_and_log_det(x, context)
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.forward_and_log_det(y, context)
 
     def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
@@ -429,10 +500,10 @@ class Conditioned(Wrapper):
     def context_dim(self) -> int:
         return 0
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.forward_and_log_det(x, self.context.value)
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.inverse_and_log_det(y, self.context.value)
 
     def _initialized(
@@ -495,10 +566,10 @@ class Embedded(Wrapper):
             return super().read_context(None)
         return check_context("The network's result", self.network(context), self.context_dim)
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.forward_and_log_det(x, context)
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.inverse_and_log_det(y, context)
 
     def _initialized(

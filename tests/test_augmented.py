@@ -14,7 +14,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoContinuous
 
 import numpyro_flows as nf
-from numpyro_flows.transforms import for_training, inexactness
+from numpyro_flows.transform import for_training, inexactness
 
 KEY = jax.random.key(0)
 

@@ -14,7 +14,7 @@ from jax.scipy.linalg import expm
 
 import numpyro_flows as nf
 from numpyro_flows.infer.elbo import with_penalties
-from numpyro_flows.transforms import for_training, inexactness
+from numpyro_flows.transform import for_training, inexactness
 
 KEY = jax.random.key(0)
 A = np.array([[0.3, -1.0], [0.5, -0.2]])

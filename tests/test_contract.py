@@ -79,61 +79,61 @@ class Scale(nf.FlowTransform):
     def event_shape(self):
         return (2,)
 
-    def forward_and_log_det(self, x, context=None):
+    def _forward_and_log_det(self, x, context=None):
         return x * jnp.exp(self.log_scale), jnp.broadcast_to(self.log_scale.sum(), x.shape[:-1])
 
-    def inverse_and_log_det(self, y, context=None):
+    def _inverse_and_log_det(self, y, context=None):
         return y * jnp.exp(-self.log_scale), -jnp.broadcast_to(self.log_scale.sum(), y.shape[:-1])
 
 
 class WrongLogDet(Scale):
-    def forward_and_log_det(self, x, context=None):
-        y, log_det = Scale.forward_and_log_det(self, x)
+    def _forward_and_log_det(self, x, context=None):
+        y, log_det = Scale._forward_and_log_det(self, x)
         return y, 2 * log_det
 
-    def inverse_and_log_det(self, y, context=None):
-        x, log_det = Scale.inverse_and_log_det(self, y)
+    def _inverse_and_log_det(self, y, context=None):
+        x, log_det = Scale._inverse_and_log_det(self, y)
         return x, 2 * log_det
 
 
 class WrongInverse(Scale):
-    def inverse_and_log_det(self, y, context=None):
-        x, log_det = Scale.inverse_and_log_det(self, y)
+    def _inverse_and_log_det(self, y, context=None):
+        x, log_det = Scale._inverse_and_log_det(self, y)
         return x + 0.01, log_det
 
 
 class WrongSign(Scale):
-    def inverse_and_log_det(self, y, context=None):
-        x, log_det = Scale.inverse_and_log_det(self, y)
+    def _inverse_and_log_det(self, y, context=None):
+        x, log_det = Scale._inverse_and_log_det(self, y)
         return x, -log_det
 
 
 class MixesRows(Scale):
-    def forward_and_log_det(self, x, context=None):
-        y, log_det = Scale.forward_and_log_det(self, x)
+    def _forward_and_log_det(self, x, context=None):
+        y, log_det = Scale._forward_and_log_det(self, x)
         return y, log_det + (x - x.reshape(-1, 2).mean(0)).sum(-1) * 0.01
 
 
 class NaNGradient(Scale):
-    def forward_and_log_det(self, x, context=None):
-        y, log_det = Scale.forward_and_log_det(self, x)
+    def _forward_and_log_det(self, x, context=None):
+        y, log_det = Scale._forward_and_log_det(self, x)
         return y + jnp.where(x > jnp.inf, jnp.sqrt(-jnp.abs(x) - 1), 0.0), log_det
 
 
 class ScalarLogDet(Scale):
-    def forward_and_log_det(self, x, context=None):
-        y, log_det = Scale.forward_and_log_det(self, x)
+    def _forward_and_log_det(self, x, context=None):
+        y, log_det = Scale._forward_and_log_det(self, x)
         return y, log_det.sum()
 
 
 class HalfPrecision(Scale):
-    def forward_and_log_det(self, x, context=None):
-        y, log_det = Scale.forward_and_log_det(self, x)
+    def _forward_and_log_det(self, x, context=None):
+        y, log_det = Scale._forward_and_log_det(self, x)
         return y.astype(jnp.float16), log_det
 
 
 class Raises(Scale):
-    def inverse_and_log_det(self, y, context=None):
+    def _inverse_and_log_det(self, y, context=None):
         raise NotImplementedError("no inverse")
 
 
@@ -187,12 +187,12 @@ def test_reverse_mode_serves_where_forward_mode_does_not_exist():
     double.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
 
     class Doubles(Scale):
-        def forward_and_log_det(self, x, context=None):
-            y, log_det = Scale.forward_and_log_det(self, x)
+        def _forward_and_log_det(self, x, context=None):
+            y, log_det = Scale._forward_and_log_det(self, x)
             return double(y), log_det + 2 * np.log(2)
 
-        def inverse_and_log_det(self, y, context=None):
-            x, log_det = Scale.inverse_and_log_det(self, y / 2)
+        def _inverse_and_log_det(self, y, context=None):
+            x, log_det = Scale._inverse_and_log_det(self, y / 2)
             return x, log_det - 2 * np.log(2)
 
     assert nf.check_transform(Doubles(jnp.array([0.5, -0.2])), points(2)).passed

@@ -74,7 +74,7 @@ def test_the_best_noise_closes_the_gap():
         def codomain(self):
             return dist.constraints.independent(dist.constraints.unit_interval, 1)
 
-        def forward_and_log_det(self, x, context=None):
+        def _forward_and_log_det(self, x, context=None):
             # x is uniform on (0, 1); the context is (2 x + 1) / L - 1.
             start = ((context + 1) * LEVELS - 1) / 2
             low, high = (dist.Normal(1.7, 0.9).cdf(start + i) for i in (0, 1))
@@ -82,7 +82,7 @@ def test_the_best_noise_closes_the_gap():
             log_det = jnp.log(high - low) - dist.Normal(1.7, 0.9).log_prob(y)
             return y - start, log_det[..., 0]
 
-        def inverse_and_log_det(self, y, context=None):
+        def _inverse_and_log_det(self, y, context=None):
             raise NotImplementedError
 
     noise = nf.FlowDistribution(dist.Uniform(jnp.zeros(1), 1.0), Exact(jnp.zeros(())))

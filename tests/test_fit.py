@@ -62,11 +62,11 @@ class Linear(nf.FlowTransform):
     def matrix(self):
         return jnp.tril(self.lower, -1) + jnp.diag(jnp.exp(self.log_diagonal))
 
-    def forward_and_log_det(self, x, context=None):
+    def _forward_and_log_det(self, x, context=None):
         y = x @ jnp.linalg.inv(self.matrix()).T + self.shift
         return y, jnp.broadcast_to(-self.log_diagonal.sum(), x.shape[:-1])
 
-    def inverse_and_log_det(self, y, context=None):
+    def _inverse_and_log_det(self, y, context=None):
         spoil = jnp.where(jnp.abs(y[..., 0] - self.marker.value) < 1e-6, jnp.nan, 1.0)
         x = (y - self.shift) @ self.matrix().T
         return x * spoil[..., None], self.log_diagonal.sum() * spoil
@@ -88,10 +88,10 @@ class Mixture(nf.FlowTransform):
     def event_shape(self):
         return (1,)
 
-    def forward_and_log_det(self, x, context=None):
+    def _forward_and_log_det(self, x, context=None):
         raise NotImplementedError
 
-    def inverse_and_log_det(self, y, context=None):
+    def _inverse_and_log_det(self, y, context=None):
         mass = jnp.stack([jax.nn.sigmoid(-self.logit), jax.nn.sigmoid(self.logit)])
         normal = dist.Normal(jnp.array([-1.0, 1.0]), 0.1)
         log_density = jax.nn.logsumexp(jnp.log(mass) + normal.log_prob(y), axis=-1)
@@ -476,9 +476,9 @@ def test_compiles_once():
     traces = []
 
     class Counting(Linear):
-        def inverse_and_log_det(self, y, context=None):
+        def _inverse_and_log_det(self, y, context=None):
             traces.append(y.shape)
-            return super().inverse_and_log_det(y)
+            return super()._inverse_and_log_det(y)
 
     flow = nf.FlowDistribution(dist.Normal(jnp.zeros(2), 1.0), Counting(2))
     fit(flow, normals(40), max_epochs=4, batch_size=8)
@@ -825,11 +825,11 @@ def test_events_with_other_axes():
         def event_shape(self):
             return self.shift.shape
 
-        def forward_and_log_det(self, x, context=None):
+        def _forward_and_log_det(self, x, context=None):
             batch = x.shape[: x.ndim - self.shift.ndim]
             return x + self.shift, jnp.zeros(batch)
 
-        def inverse_and_log_det(self, y, context=None):
+        def _inverse_and_log_det(self, y, context=None):
             batch = y.shape[: y.ndim - self.shift.ndim]
             return y - self.shift, jnp.zeros(batch)
 

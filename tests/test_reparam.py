@@ -41,10 +41,10 @@ class Sinh(nf.FlowTransform):
     def event_shape(self):
         return (self.dim,)
 
-    def forward_and_log_det(self, x, context=None):
+    def _forward_and_log_det(self, x, context=None):
         return jnp.sinh(x), jnp.log(jnp.cosh(x)).sum(-1)
 
-    def inverse_and_log_det(self, y, context=None):
+    def _inverse_and_log_det(self, y, context=None):
         x = jnp.arcsinh(y)
         return x, -jnp.log(jnp.cosh(x)).sum(-1)
 

@@ -1,5 +1,6 @@
 """One object, three protocols: Equinox module, NumPyro transform, plain JAX data."""
 
+import functools
 import pickle
 
 import equinox as eqx
@@ -17,6 +18,8 @@ from numpyro.contrib.module import eqx_module, random_eqx_module
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 
 import numpyro_flows as nf
+from numpyro_flows.infer.guide import check_exact
+from numpyro_flows.transform import for_training
 
 LINEAR = transform(nf.realnvp, 2, depth=2, hidden=(4,))
 
@@ -42,6 +45,115 @@ def test_numpyro_still_only_registers_subclasses():
         f"NumPyro's Transform.__init_subclass__ adds {added}; numpyro_flows.transform._Contract "
         "skips it and must now add them too."
     )
+
+
+class Doubled(nf.FlowTransform):
+    """y = 2 x."""
+
+    @property
+    def event_shape(self):
+        return (2,)
+
+    def _forward_and_log_det(self, x, context=None):
+        return 2 * x, jnp.full(x.shape[:-1], 2 * np.log(2.0))
+
+    def _inverse_and_log_det(self, y, context=None):
+        return y / 2, jnp.full(y.shape[:-1], -2 * np.log(2.0))
+
+
+@pytest.mark.parametrize("decorator", [eqx.filter_jit, jax.jit], ids=["filter_jit", "jit"])
+def test_decorators_of_methods_are_kept(decorator):
+    traces = []
+
+    class Decorated(Doubled):
+        @decorator
+        def _forward_and_log_det(self, x, context=None):
+            traces.append(x)
+            return Doubled._forward_and_log_det(self, x, context)
+
+    for _ in range(3):
+        assert Decorated()(jnp.ones(2)).tolist() == [2.0, 2.0]
+    assert len(traces) == 1
+
+
+def test_a_wrapping_decorator_is_called():
+    calls = []
+
+    def counted(method):
+        @functools.wraps(method)
+        def wrapper(*args):
+            calls.append(args)
+            return method(*args)
+
+        return wrapper
+
+    class Counted(Doubled):
+        @counted
+        def _inverse_and_log_det(self, y, context=None):
+            return Doubled._inverse_and_log_det(self, y, context)
+
+    Counted().inv(jnp.ones(2))
+    assert len(calls) == 1
+
+
+class Seen:
+    def __init_subclass__(cls, tag="", **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.tag = tag
+
+
+def test_hooks_of_other_bases_are_called():
+    class First(Seen, Doubled, tag="first"):
+        pass
+
+    class Last(Doubled, Seen, tag="last"):
+        pass
+
+    assert (First.tag, Last.tag) == ("first", "last")
+    assert Last()(jnp.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_methods_under_the_public_names_are_no_transform():
+    class Old(nf.FlowTransform):
+        event_shape = (2,)
+
+        def forward_and_log_det(self, x, context=None):
+            return x, 0.0
+
+        inverse_and_log_det = forward_and_log_det
+
+    with pytest.raises(TypeError, match="_forward_and_log_det"):
+        Old()
+
+
+class Estimated(Doubled):
+    inexact = "guess"
+
+
+def test_what_says_that_it_is_inexact_is_refused():
+    """No other method is needed, and it may be any part of a flow."""
+    for t in (Estimated(), nf.Chain([Doubled(), Estimated()]), Estimated().inv):
+        flow = nf.FlowDistribution(dist.Normal(jnp.zeros(2), 1.0), t)
+        assert t.inexact == "guess"
+        assert "log_prob=guess" in repr(flow)
+        with pytest.raises(ValueError, match="got the guess"):
+            check_exact(flow)
+    assert not nf.Chain([Doubled(), Doubled()]).inexact
+
+
+def test_only_transforms_and_flows_train_differently():
+    class Foreign(eqx.Module):
+        weight: jax.Array
+
+        def for_training(self, key, rows):
+            raise AssertionError("not ours")
+
+    class Holder(Doubled):
+        network: Foreign
+
+    holder = Holder(Foreign(jnp.ones(2)))
+    trained = for_training(nf.Chain([holder]), jax.random.key(0), 4)
+    assert trained.parts[0].eq(holder)
 
 
 def test_jit_hash_and_equality():

@@ -23,8 +23,8 @@ from ..compilation import is_traced, jit
 from ..distribution import FlowDistribution, combine, partition
 from ..elementwise import DeepSigmoid
 from ..recipes import coupling_flow, realnvp
-from ..transform import FlowTransform
-from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine, inexactness
+from ..transform import FlowTransform, inexactness
+from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
 from .arguments import Static, join_arguments, split_arguments
 from .density import log_joint
 from .preconditioner import FULL, Located, locate

@@ -3,7 +3,7 @@
 from .autoregressive import MaskedAutoregressive
 from .bnaf import BlockAutoregressive
 from .compose import Chain, Scan, Stacked
-from .continuous import Continuous, for_training, inexactness, penalized
+from .continuous import Continuous, penalized
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .fixed import FixedAffine, NumPyroTransform, Standardized
@@ -52,7 +52,5 @@ __all__ = [
     "Standardized",
     "Sylvester",
     "TriangularAffine",
-    "for_training",
-    "inexactness",
     "penalized",
 ]

@@ -24,10 +24,10 @@ class _Composition(FlowTransform):
     ) -> tuple[Array, Array]:
         """All parts in turn, each by its method ``forward`` or ``inverse`` plus ``kind``."""
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self._through(x, context, True, "_and_log_det")
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self._through(y, context, False, "_and_log_det")
 
     def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
@@ -287,10 +287,10 @@ class Stacked(Wrapper):
             self.transform, value
         )
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         ndims = len(self.event_shape), len(self.out_shape)
         return self._map(lambda t, v: t.forward_and_log_det(v), x, *ndims)
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         ndims = len(self.out_shape), len(self.event_shape)
         return self._map(lambda t, v: t.inverse_and_log_det(v), y, *ndims)

@@ -403,28 +403,6 @@ def _with_derivatives(
     return f, (probes * products).sum(), (products * products).sum()
 
 
-def _trains_differently(node: Any) -> bool:
-    return hasattr(node, "for_training")
-
-
-def inexactness(tree: Any) -> str:
-    """What the log densities or log-determinants of a flow or transform are, if not exact."""
-    nodes = jax.tree.leaves(tree, is_leaf=_trains_differently)
-    return next((node.inexact for node in nodes if getattr(node, "inexact", "")), "")
-
-
-def for_training(tree: Any, key: Array | None, rows: int) -> Any:
-    """A flow or transform with those parts exchanged that a step of training sees differently."""
-    leaves, structure = jax.tree.flatten(tree, is_leaf=_trains_differently)
-    trained = [
-        leaf.for_training(None if key is None else jax.random.fold_in(key, i), rows)
-        if _trains_differently(leaf)
-        else leaf
-        for i, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(structure, trained)
-
-
 def penalized(tree: Any) -> Any:
     """A flow or transform with its penalties in its log-determinants, None if it has none."""
 

@@ -83,12 +83,12 @@ class NumPyroTransform(FlowTransform):
     def _sum(self, transform: Transform, log_det: ArrayLike) -> Array:
         return sum_rightmost(log_det, len(self.shape) - transform.domain.event_dim)
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         transform = self._cast(x.dtype)
         y, intermediates = transform.call_with_intermediates(x)
         return y, self._sum(transform, transform.log_abs_det_jacobian(x, y, intermediates))
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         transform = self._cast(y.dtype)
         x = transform.inv(y)
         return x, -self._sum(transform, transform.log_abs_det_jacobian(x, y))
@@ -157,11 +157,11 @@ class Standardized(Wrapper):
         """The constant log-determinant of the affine part, a scalar."""
         return jnp.log(self.scale.value).sum()
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         y, log_det = self.transform.forward_and_log_det(x, self.standardize_context(context))
         return self.loc.value + self.scale.value * y, log_det + self.log_det
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         y = (y - self.loc.value) / self.scale.value
         x, log_det = self.transform.inverse_and_log_det(y, self.standardize_context(context))
         return x, log_det - self.log_det

@@ -79,7 +79,7 @@ class Equalization(FlowTransform):
     def _sum(self, log_det: Array) -> Array:
         return log_det.sum(tuple(range(-len(self.shape), 0)))
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         shares, below, above = self._tables(x.dtype)
         channels = self.shape[-1]
 
@@ -103,7 +103,7 @@ class Equalization(FlowTransform):
         y, log_det = each(shares, below, above, x.reshape(-1, channels))
         return y.reshape(x.shape), self._sum(log_det.reshape(x.shape))
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         shares, below, above = self._tables(y.dtype)
         cell = jnp.clip(jnp.floor(jax.lax.stop_gradient(y)), 0, self.levels - 1).astype(int)
         channel = np.arange(self.shape[-1]) % len(shares)

@@ -97,10 +97,10 @@ class MultiScale(FlowTransform):
             y, total = y[:kept], total + log_det
         return jnp.concatenate(shares[::-1]), total
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return in_columns(self.forward_columns, x, context)
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return in_columns(self.inverse_columns, y, context, event_ndim=3)
 
     def _initialized(

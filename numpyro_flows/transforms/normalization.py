@@ -54,10 +54,10 @@ class ActNorm(FlowTransform):
         log_det = math.prod(self.shape[:-1]) * self.log_scale.sum()
         return jnp.broadcast_to(log_det, value.shape[: value.ndim - len(self.shape)])
 
-    def forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         return x * jnp.exp(self.log_scale) + self.shift, self._log_det(x)
 
-    def inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return (y - self.shift) * jnp.exp(-self.log_scale), -self._log_det(y)
 
     # The same in columns, where the channels are the first axis.
