@@ -205,6 +205,41 @@ def test_starts_are_honoured(learned):
     np.testing.assert_allclose(state.z["narrow"], -0.5, atol=1e-4)
 
 
+START = {
+    "theta": jnp.arange(4.0),
+    "pair": jnp.ones((2, 2)),
+    "narrow": -0.5,
+    "flat": jnp.array([0.5, 1.5]),
+}
+
+
+def test_starts_of_deterministic_sites_are_ignored(learned):
+    k, mcmc = learned
+    deterministic = set(mcmc.get_samples()) - set(START)
+    assert deterministic
+    state = k.init(KEY, 100, START | dict.fromkeys(deterministic, 0.0), (Y,), {})
+    np.testing.assert_allclose(state.z["theta"], START["theta"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (START | {"thta": 0.0}, r"no site 'thta'; its latent sites are \['flat', 'narrow'"),
+        ({"theta": jnp.arange(4.0)}, "no value for site '(pair|narrow|flat)'"),
+        (START | {"theta": jnp.ones(3)}, r"shape \(4,\) for site 'theta'.*got \(3,\)"),
+    ],
+)
+def test_bad_starts_name_the_site(learned, start, message):
+    with pytest.raises(ValueError, match=message):
+        learned[0].init(KEY, 100, start, (Y,), {})
+
+
+def test_starts_of_several_chains_need_their_axis(learned):
+    message = r"init_params: expected shape \(2, \d.*number of chains first"
+    with pytest.raises(ValueError, match=message):
+        learned[0].init(jax.random.split(KEY), 100, START, (Y,), {})
+
+
 def test_params_of_the_model_keep_their_values_and_priors_need_no_draws():
     def model(y):
         scale = numpyro.param("scale", 0.5, constraint=constraints.positive)

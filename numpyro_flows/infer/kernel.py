@@ -337,9 +337,12 @@ class FlowNUTS(MCMCKernel):
 
         :param rng_key: ``jax.random.key``, or an array of them for vectorised chains.
         :param num_warmup: iterations in which NUTS adapts its step size and metric.
-        :param init_params: unconstrained values of the sites where to start.
+        :param init_params: unconstrained values of the sites where to start, with the chains' axis
+            first where there are several; those of deterministic sites are ignored.
         :param model_args: arguments of the model.
         :param model_kwargs: keyword arguments of the model.
+        :raises ValueError: if ``init_params`` lacks a latent site, names one that the model does
+            not have, or has values of another shape.
         """
         kwargs = model_kwargs or {}
         if num_warmup < LEAST_WARMUP and self._nuts["adapt_step_size"]:
@@ -354,6 +357,8 @@ class FlowNUTS(MCMCKernel):
         if self._sample_fn is None or self._built_for != built_for:
             self._build(num_warmup, many, static)
             self._built_for = built_for
+        if init_params is not None:
+            init_params = self._checked_start(init_params, rng_key.shape[:1] if many else ())
         warped = self._init_fn(rng_key, init_params, learned.params, traced)
         rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
         z = self._sites(learned.params, warped.z)
@@ -389,6 +394,31 @@ class FlowNUTS(MCMCKernel):
         self._init_fn = begin
         # A flow has one set of weights for all chains, which keeps its products matrix by matrix.
         self._sample_fn = jax.vmap(sample, in_axes=(0, None)) if many else sample
+
+    def _checked_start(
+        self, init_params: dict[str, Any], chains: tuple[int, ...]
+    ) -> dict[str, Array]:
+        """Values of the latent sites alone, of the shapes that the chains need."""
+        guide = self._known().guide
+        example = jax.eval_shape(guide._unpack_latent, jnp.zeros(guide.latent_dim))
+        if unknown := [name for name in init_params if name not in guide.prototype_trace]:
+            raise ValueError(
+                f"init_params: the model has no site {unknown[0]!r}; its latent sites are "
+                f"{sorted(example)}."
+            )
+        if missing := [name for name in example if name not in init_params]:
+            raise ValueError(
+                f"init_params: no value for site {missing[0]!r}. Give all latent sites, "
+                "unconstrained, or start some by `FlowNUTS(..., init_strategy=init_to_value(...))`."
+            )
+        start = {name: jnp.asarray(init_params[name]) for name in example}
+        for name, value in start.items():
+            if value.shape != (expected := chains + example[name].shape):
+                raise ValueError(
+                    f"init_params: expected shape {expected} for site {name!r}, the number of "
+                    f"chains first if there are several, got {value.shape}."
+                )
+        return start
 
     def _start(
         self, key: Array, init_params: Any, params: Any, args: tuple, kwargs: dict[str, Any]
