@@ -1,8 +1,8 @@
 """Well-known flows, each a short function from a key and a dimension to a distribution.
 
-Every recipe has the form ``recipe(key, dim, *, context_dim=0, support=..., base=None,
-permutation_seed=0, **config)``. The key sets the initial weights alone: the static structure
-(permutations) follows from ``permutation_seed``, so a recipe runs under ``jit`` and ``vmap``, and
+Every recipe has the form ``recipe(key, dim, *, context_dim=0, support=..., base=None, **config)``.
+The key sets the initial weights alone: the static structure (permutations, where there are any)
+follows from ``permutation_seed``, so a recipe runs under ``jit`` and ``vmap``, and
 ``jax.vmap(lambda key: recipe(key, dim))(keys)`` is an ensemble. A new flow is the identity.
 
 ``support`` is a constraint on the whole vector, a scalar one that holds for each coordinate, or a
@@ -12,7 +12,7 @@ density (training on data), False for sampling (guides).
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,24 @@ from .transforms import (
 from .transforms.autoregressive import Graph
 
 Support: TypeAlias = Constraint | Sequence[Constraint]
+
+Recipe = TypeVar("Recipe", bound=Callable[..., Any])
+
+
+def in_guides(**settings: Any) -> Callable[[Recipe], Recipe]:
+    """Declare arguments that guides set, where the user leaves them open.
+
+    A guide needs fast sampling, an exact density, and no exception where a step of training can be
+    skipped.
+
+    :param settings: arguments of the decorated recipe, kept as its ``guide_settings``.
+    """
+
+    def declare(recipe: Recipe) -> Recipe:
+        recipe.__dict__["guide_settings"] = settings
+        return recipe
+
+    return declare
 
 
 def _permutations(kind: str | Sequence[int], dim: int, depth: int, seed: int) -> list[list[int]]:
@@ -287,6 +305,7 @@ def coupling_flow(
     return _flow(_layers(build, key, dim, depth, permutations, flags), constraint, base)
 
 
+@in_guides(inverse=False)
 def autoregressive_flow(
     key: Array,
     dim: int,
@@ -367,6 +386,7 @@ def autoregressive_flow(
     return _flow(Inverse(layers) if inverse else layers, constraint, base)
 
 
+@in_guides(inverse=False)
 def planar(
     key: Array,
     dim: int,
@@ -374,7 +394,6 @@ def planar(
     context_dim: int = 0,
     support: Support = constraints.real_vector,
     base: Distribution | None = None,
-    permutation_seed: int = 0,
     depth: int = 16,
     activation: str | Ridge = "tanh",
     hidden: Sequence[int] = (64, 64),
@@ -391,7 +410,6 @@ def planar(
     :param context_dim: width of the context; 0 for an unconditional flow.
     :param support: constraint that the data satisfies, or a tuple of one per coordinate.
     :param base: distribution of z; standard normal by default.
-    :param permutation_seed: not used, there is nothing to permute: layers see all coordinates.
     :param depth: number of layers.
     :param activation: h: a name of ``numpyro_flows.transforms.planar.RIDGES`` or a ``Ridge``.
     :param hidden: widths of the network that reads the context.
@@ -413,6 +431,7 @@ def planar(
     return _residual(build, key, dim, depth, inverse, support, base)
 
 
+@in_guides(inverse=False)
 def radial(
     key: Array,
     dim: int,
@@ -420,7 +439,6 @@ def radial(
     context_dim: int = 0,
     support: Support = constraints.real_vector,
     base: Distribution | None = None,
-    permutation_seed: int = 0,
     depth: int = 16,
     hidden: Sequence[int] = (64, 64),
     inverse: bool = True,
@@ -435,7 +453,6 @@ def radial(
     :param context_dim: width of the context; 0 for an unconditional flow.
     :param support: constraint that the data satisfies, or a tuple of one per coordinate.
     :param base: distribution of z; standard normal by default.
-    :param permutation_seed: not used, there is nothing to permute: layers see all coordinates.
     :param depth: number of layers.
     :param hidden: widths of the network that reads the context.
     :param inverse: True if the formula above goes from data to base, False for the other way.
@@ -455,6 +472,7 @@ def radial(
     return _residual(build, key, dim, depth, inverse, support, base)
 
 
+@in_guides(inverse=False)
 def sylvester(
     key: Array,
     dim: int,
@@ -462,7 +480,6 @@ def sylvester(
     context_dim: int = 0,
     support: Support = constraints.real_vector,
     base: Distribution | None = None,
-    permutation_seed: int = 0,
     depth: int = 8,
     num_ridges: int | None = None,
     activation: str | Ridge = "tanh",
@@ -480,7 +497,6 @@ def sylvester(
     :param context_dim: width of the context; 0 for an unconditional flow.
     :param support: constraint that the data satisfies, or a tuple of one per coordinate.
     :param base: distribution of z; standard normal by default.
-    :param permutation_seed: not used, there is nothing to permute: layers see all coordinates.
     :param depth: number of layers.
     :param num_ridges: ridges per layer, at most ``dim``; by default ``min(dim, 8)``.
     :param activation: h: a name of ``numpyro_flows.transforms.planar.RIDGES`` or a ``Ridge``.
@@ -854,6 +870,7 @@ def iaf(
     )
 
 
+@in_guides(inverse=False)
 def nsf_ar(
     key: Array,
     dim: int,
@@ -929,6 +946,7 @@ def nsf_ar(
     )
 
 
+@in_guides(inverse=False)
 def bnaf(
     key: Array,
     dim: int,
@@ -984,6 +1002,7 @@ def bnaf(
     return _residual(build, key, dim, depth, inverse, support, base, permutations)
 
 
+@in_guides(trace="exact", throw=False)
 def cnf(
     key: Array,
     dim: int,
@@ -991,7 +1010,6 @@ def cnf(
     context_dim: int = 0,
     support: Support = constraints.real_vector,
     base: Distribution | None = None,
-    permutation_seed: int = 0,
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
     field: Callable[..., Array] | None = None,
@@ -1024,7 +1042,6 @@ def cnf(
     :param context_dim: width of the context; 0 for an unconditional flow.
     :param support: constraint that the data satisfies, or a tuple of one per coordinate.
     :param base: distribution of z; standard normal by default.
-    :param permutation_seed: of no effect, as nothing is permuted.
     :param hidden: widths of the hidden layers of the field, ``numpyro_flows.nn.ConcatSquash``.
     :param activation: name of a smooth one of ``numpyro_flows.nn.ACTIVATIONS``.
     :param field: a field of your own in place of the network, ``(t, z, context) -> dz/dt`` for one
@@ -1099,6 +1116,7 @@ def conditional_gaussian(key: Array, dim: int, *, context_dim: int) -> FlowDistr
     return realnvp(key, dim, context_dim=context_dim, depth=2, hidden=(32, 32), activation="silu")
 
 
+@in_guides(trace="exact", throw=False)
 def augmented_cnf(
     key: Array,
     dim: int,
@@ -1107,7 +1125,6 @@ def augmented_cnf(
     context_dim: int = 0,
     support: Support = constraints.real_vector,
     base: Distribution | None = None,
-    permutation_seed: int = 0,
     num_samples: int = 16,
     encoder: Callable[..., FlowDistribution] = conditional_gaussian,
     hidden: Sequence[int] = (64, 64),
@@ -1142,7 +1159,6 @@ def augmented_cnf(
     :param support: a constraint that holds for each coordinate, or a tuple of one per coordinate.
     :param base: distribution of the base of all ``dim + augment_dim`` coordinates; standard normal
         by default.
-    :param permutation_seed: of no effect, as nothing is permuted.
     :param num_samples: number of draws of the bound.
     :param encoder: recipe of q(e | x), ``key, augment_dim, context_dim=... -> FlowDistribution``
         with an exact density; its context is x mapped to the real numbers, then the context.

@@ -5,7 +5,7 @@ import functools
 import inspect
 import zlib
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,20 +31,14 @@ from .preconditioner import FULL, Located, locate
 from .setup import explained
 from .supports import Winding, constrain, is_circular
 
-# What a guide asks of a recipe that leaves it open: fast sampling, a density to weigh by, and no
-# exception where a step of training can be skipped.
-_OF_A_GUIDE: Final = {"inverse": False, "trace": "exact", "throw": False}
-
 
 def for_guide(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
-    """The recipe with what a guide needs, where the recipe has a choice and it was left open."""
-    try:
-        choices = inspect.signature(recipe).parameters
-    except (TypeError, ValueError):  # some callables tell no signature
-        return recipe
-    said = recipe.keywords if isinstance(recipe, functools.partial) else {}
-    settings = {k: v for k, v in _OF_A_GUIDE.items() if k in choices and k not in said}
-    return functools.partial(recipe, **settings) if settings else recipe
+    """The recipe with the ``guide_settings`` that it declares, where they were left open."""
+    inner, given = recipe, {}
+    if isinstance(recipe, functools.partial):
+        inner, given = recipe.func, recipe.keywords
+    settings = getattr(inner, "guide_settings", {})
+    return functools.partial(recipe, **(settings | given)) if settings else recipe
 
 
 def check_exact(flow: Any) -> None:
@@ -137,9 +131,9 @@ class AutoFlow(AutoContinuous):
     :param model: a NumPyro model with continuous latent sites.
     :param flow: a recipe, or any ``key, dim -> FlowDistribution`` onto the real vectors that runs
         under ``jit``; settings enter by ``functools.partial(nf.realnvp, depth=4)``. The guide
-        samples from it, so a recipe with a choice of direction (``inverse``) is asked for fast
-        sampling, and one with a choice of ``trace`` for the exact one, unless the settings say
-        otherwise; ``nf.iaf`` serves better than ``nf.maf``.
+        samples from it, so recipes declare arguments for guides (fast sampling, an exact trace),
+        which hold unless the settings say otherwise; ``numpyro_flows.recipes.in_guides`` does the
+        same for a recipe of your own. ``nf.iaf`` serves better than ``nf.maf``.
     :param prefix: prefix of the guide's parameter sites ``prefix_flow$params`` and
         ``prefix_preconditioner``.
     :param init: ``"auto"``, or ``"location"`` for the plain start of ``AutoDiagonalNormal``: P
