@@ -94,11 +94,15 @@ def learned():
 def assert_right(draws):
     for name, mean in MEANS.items():
         flat = np.asarray(draws[name]).reshape(2, len(draws[name]) // 2, -1)
-        ess = np.array([float(arviz.ess(column)) for column in np.moveaxis(flat, -1, 0)])
-        error = (flat.mean((0, 1)) - np.ravel(mean)) / np.ravel(SDS[name]) * ess**0.5
+        # Draws of NUTS are antithetic: those of a mean tell more than those of a variance.
+        of_mean, of_sd = (
+            np.array([float(arviz.ess(c, method=method)) for c in np.moveaxis(flat, -1, 0)])
+            for method in ("mean", "sd")
+        )
+        error = (flat.mean((0, 1)) - np.ravel(mean)) / np.ravel(SDS[name]) * of_mean**0.5
         assert np.abs(error).max() < 4.5, name
-        ratio = np.log(flat.std((0, 1)) / np.ravel(SDS[name])) * (2 * ess) ** 0.5
-        assert np.abs(ratio).max() < 6, name
+        ratio = np.log(flat.std((0, 1)) / np.ravel(SDS[name])) * (2 * of_sd) ** 0.5
+        assert np.abs(ratio).max() < 4.5, name
 
 
 def test_a_wrong_map_gives_the_right_posterior():

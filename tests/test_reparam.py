@@ -25,6 +25,7 @@ from numpyro.infer.autoguide import (
 )
 from numpyro.infer.reparam import NeuTraReparam as NumPyroNeuTraReparam
 from numpyro.infer.util import potential_energy
+from programs import count_loops
 
 import numpyro_flows as nf
 
@@ -242,10 +243,6 @@ def potential_program(reparam, guide, params, y, gradient):
 
     function = jax.grad(potential) if gradient else potential
     return jax.jit(function).lower(jnp.zeros(guide.latent_dim)).compile()
-
-
-def count_loops(program):
-    return sum(" while(" in line for line in program.as_text().splitlines())
 
 
 def test_the_potential_is_one_pass():

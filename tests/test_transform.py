@@ -16,6 +16,7 @@ from cases import flow, points, transform
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module, random_eqx_module
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from programs import count_loops
 
 import numpyro_flows as nf
 from numpyro_flows.infer.guide import check_exact
@@ -268,27 +269,25 @@ def test_partition_keeps_fixed_numbers_out():
     assert len(jax.tree.leaves(with_base)) == len(jax.tree.leaves(params)) + 2
 
 
-def count_loops(function, *args):
-    """While loops of the compiled program."""
-    text = jax.jit(function).lower(*args).compile().as_text()
-    return sum(" while(" in line for line in text.splitlines())
+def loops_of(function, *args):
+    return count_loops(jax.jit(function).lower(*args).compile())
 
 
 def test_log_prob_is_one_loop():
     scanned = flow(nf.realnvp, 3, depth=5)
     x = points(3)
     stock = dist.TransformedDistribution(scanned.base_dist, scanned.transform)
-    assert count_loops(lambda d, x: stock.log_prob(x), scanned, x) == 2
-    assert count_loops(lambda d, x: d.log_prob(x), scanned, x) == 1
+    assert loops_of(lambda d, x: stock.log_prob(x), scanned, x) == 2
+    assert loops_of(lambda d, x: d.log_prob(x), scanned, x) == 1
     with_support = flow(nf.realnvp, 3, depth=5, support=dist.constraints.positive)
-    assert count_loops(lambda d, x: d.log_prob(x), with_support, jnp.exp(x)) == 1
+    assert loops_of(lambda d, x: d.log_prob(x), with_support, jnp.exp(x)) == 1
 
 
 def test_sample_and_log_prob_is_one_loop_beside_the_generators():
     scanned = flow(nf.realnvp, 3, depth=5)
     key = jax.random.key(0)
-    generator = count_loops(lambda key: scanned.base_dist.sample(key, (4,)), key)
-    assert count_loops(lambda key: scanned.sample_and_log_prob(key, (4,)), key) == generator + 1
+    generator = loops_of(lambda key: scanned.base_dist.sample(key, (4,)), key)
+    assert loops_of(lambda key: scanned.sample_and_log_prob(key, (4,)), key) == generator + 1
 
 
 def test_traced_twice_is_one_loop():
@@ -301,8 +300,8 @@ def test_traced_twice_is_one_loop():
         return site["fn"].log_prob(site["value"], site["intermediates"])
 
     key = jax.random.key(0)
-    generator = count_loops(lambda key: scanned.base_dist.sample(jax.random.split(key)[1]), key)
-    assert count_loops(density, key) <= generator + 1
+    generator = loops_of(lambda key: scanned.base_dist.sample(jax.random.split(key)[1]), key)
+    assert loops_of(density, key) <= generator + 1
 
 
 def test_compile_size_does_not_grow_with_depth():
