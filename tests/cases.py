@@ -44,8 +44,14 @@ def shake(tree, key, scale=0.3):
     return nf.combine(jax.tree.unflatten(structure, shaken), rest)
 
 
+def built(build):
+    """What ``build(key)`` returns, by one program; array by array it would be dozens."""
+    return jax.jit(build)(jax.random.key(0))
+
+
 def flow(recipe, dim, **config):
-    return shake(recipe(jax.random.key(0), dim, **{**SMALL, **config}), jax.random.key(1))
+    made = built(lambda key: recipe(key, dim, **{**SMALL, **config}))
+    return shake(made, jax.random.key(1))
 
 
 def transform(recipe, dim, **config):
@@ -55,7 +61,7 @@ def transform(recipe, dim, **config):
 def layer(cls, dim, *args, **config):
     if cls is not nf.BlockAutoregressive:
         config = {"hidden": (8,), **config}
-    return shake(cls(jax.random.key(0), dim, *args, **config), jax.random.key(1))
+    return shake(built(lambda key: cls(key, dim, *args, **config)), jax.random.key(1))
 
 
 def coupling(dim, map, **config):
@@ -64,7 +70,8 @@ def coupling(dim, map, **config):
 
 def conv_coupling(shape, map, **config):
     config = {"hidden": (6, 6), **config}
-    return shake(nf.ConvCoupling(jax.random.key(0), shape, map, **config), jax.random.key(1))
+    made = built(lambda key: nf.ConvCoupling(key, shape, map, **config))
+    return shake(made, jax.random.key(1))
 
 
 def points(dim, n=6, seed=2):
@@ -99,7 +106,8 @@ def image(*shape, n=4, seed=2):
 
 def small_glow(shape=(4, 4, 1), **config):
     config = {"levels": 2, "depth": 2, "hidden": (6, 6), **config}
-    return shake(nf.glow(jax.random.key(0), shape, **config), jax.random.key(1), 0.1).transform
+    made = built(lambda key: nf.glow(key, shape, **config))
+    return shake(made, jax.random.key(1), 0.1).transform
 
 
 # class -> {label: () -> (transform, x, context)}
