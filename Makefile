@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 # The environment is rebuilt when the dependencies change.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[dev]"
 	touch $@
 
 demo: $(VENV)/installed
@@ -21,7 +21,7 @@ test-all: $(VENV)/installed lint
 
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install -q --disable-pip-version-check -e ".[dev]" -c lowest.txt
+	.venv-lowest/bin/python -m pip install -q --no-compile --disable-pip-version-check -e ".[dev]" -c lowest.txt
 	.venv-lowest/bin/python -m pytest -q -n 2
 
 lint: $(VENV)/installed
@@ -34,8 +34,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 benchmark: $(VENV)/installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[peers]"
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[peers]"
 	$(BIN)/python benchmarks/peers.py
 
 clean:
-	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest .cache build dist .pytest_cache .mypy_cache .ruff_cache
