@@ -5,6 +5,7 @@ while tracing, so under ``jit`` these checks cost nothing at run time.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,9 +75,24 @@ def check_float(name: str, value: ArrayLike) -> Array:
 
     :raises TypeError: if its dtype is not floating.
     """
+    check_unmasked(name, value)
     array = jnp.asarray(value)
     check_floating(name, array.dtype)
     return array
+
+
+def check_unmasked(name: str, value: Any) -> None:
+    """Check that no entry of a NumPy masked array is masked: under the mask is any number.
+
+    :raises ValueError: if one is.
+    """
+    if np.ma.is_masked(value):
+        mask = np.ma.getmaskarray(value)
+        rows = mask.reshape(len(mask), -1).any(axis=1) if mask.ndim else mask
+        raise ValueError(
+            f"{name}: {rows.sum()} of {rows.size} rows have masked entries, which are missing "
+            "values; drop or impute them."
+        )
 
 
 def check_floating(name: str, dtype: np.dtype) -> None:

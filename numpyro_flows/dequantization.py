@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Logistic, biject_to, constraints
 
-from .checks import check_event_shape, check_image_shape, check_key, check_size
+from .checks import check_event_shape, check_image_shape, check_key, check_size, check_unmasked
 from .convnet import ConvEmbedding
 from .distribution import FlowDistribution
 from .elementwise import Affine
@@ -94,6 +94,7 @@ class Dequantized(eqx.Module):
         :raises TypeError: for data that are not integers.
         :raises ValueError: for a wrong shape, or values outside of the range.
         """
+        check_unmasked("x", x)
         x = jnp.asarray(x)
         check_integers("x", x, self.levels, self.event_shape)
         check_size("num_samples", num_samples)
@@ -185,6 +186,7 @@ def equalize(flow: FlowDistribution, x: ArrayLike, levels: int = 256) -> FlowDis
     """
     if not isinstance(flow, FlowDistribution):
         raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
+    check_unmasked("x", x)
     x = np.asarray(x)
     check_size("levels", levels, minimum=2)
     check_integers("x", x, levels, flow.event_shape)
@@ -273,6 +275,7 @@ def bits_per_dim(
             f"model: expected the result of `nf.dequantize`, got {type(model).__name__}. A density "
             "of real numbers has no bits: call `nf.dequantize(flow, levels)`."
         )
+    check_unmasked("x", x)
     x = np.asarray(x)
     check_integers("x", x, model.levels, model.event_shape)
     check_size("batch_size", batch_size)
@@ -282,6 +285,7 @@ def bits_per_dim(
         )
     check_key(key)
     if context is not None:
+        check_unmasked("context", context)
         context = np.asarray(context)
     bounds = []
     for i, start in enumerate(range(0, len(x), batch_size)):

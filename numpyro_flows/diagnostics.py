@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,10 @@ __all__ = [
     "psis_khat",
     "typicality",
 ]
+
+
+#: Importance ESS from which weights are nearly equal, and their tail is noise.
+NEARLY_EQUAL: Final = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,8 +411,9 @@ def psis(log_weights: ArrayLike) -> tuple[np.ndarray, float]:
     them.
 
     :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
-    :return: the smoothed weights, normalised, same shape, and :math:`\hat k`; both ``nan`` where a
-        weight is not finite.
+    :return: the smoothed weights, normalised, same shape, and :math:`\hat k`: both ``nan`` where a
+        weight is not finite; ``-inf`` where the weights are nearly equal and tied, so that there is
+        no tail to fit, and ``inf`` where there is one that is too short.
 
     Source: Vehtari et al. (2024), arXiv:1507.02646; computed by ArviZ.
     """
@@ -424,6 +429,9 @@ def psis(log_weights: ArrayLike) -> tuple[np.ndarray, float]:
         import arviz
 
         smoothed, khat = arviz.psislw(log_weights)
+    # ArviZ says inf where fewer than five weights lie above the tail's beginning.
+    if np.isposinf(khat) and importance_ess(log_weights) >= NEARLY_EQUAL:
+        khat = -np.inf
     return np.asarray(smoothed), float(khat)
 
 
@@ -435,7 +443,8 @@ def psis_khat(log_weights: ArrayLike) -> float:
     :func:`importance_ess`.
 
     :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
-    :return: the shape; ``nan`` where a weight is not finite.
+    :return: the shape; ``-inf`` where the weights are nearly equal and tied, ``nan`` where one is
+        not finite.
 
     Source: Vehtari et al. (2024), arXiv:1507.02646; computed by ArviZ.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from .checks import check_float, is_real
+from .checks import check_float, check_unmasked, is_real
 from .compilation import jit
 from .dequantization import Dequantized, check_integers
 from .distribution import FlowDistribution
@@ -47,6 +47,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
            [ 1.]], dtype=float32)
     """
     if isinstance(flow, Dequantized):
+        check_unmasked("batch", batch)
         rows = jnp.asarray(batch)
         check_integers("batch", rows, flow.levels, flow.event_shape)
         # One and the same uniform noise, so that the result follows from the arguments.

@@ -22,7 +22,14 @@ from numpyro.distributions import Distribution, constraints
 from tqdm.auto import tqdm
 
 from .augmented import AugmentedFlow
-from .checks import check_context, check_floating, check_key, check_size, is_real
+from .checks import (
+    check_context,
+    check_floating,
+    check_key,
+    check_size,
+    check_unmasked,
+    is_real,
+)
 from .circular import angles
 from .compilation import jit
 from .dequantization import Dequantized, check_integers
@@ -369,6 +376,7 @@ def _continuous(
 
 def _discrete(model: Dequantized, x: ArrayLike, context: Any, weights: ArrayLike | None) -> _Task:
     _check_unbound(model.flow)
+    check_unmasked("x", x)
     x = np.asarray(x)
     check_integers("x", x, model.levels, model.event_shape)
     _check_rows(model.flow, x)
@@ -403,6 +411,7 @@ def _rows(mask: np.ndarray) -> str:
 
 
 def _as_float(name: str, value: ArrayLike) -> np.ndarray:
+    check_unmasked(name, value)
     array = np.asarray(value)
     check_floating(name, array.dtype)
     return array
@@ -454,6 +463,8 @@ def _check_others(
     if context is not None and not flow.context_dim:
         check_context("This flow", context, 0)
     if context is not None and isinstance(flow.transform, Embedded):
+        for leaf in jax.tree.leaves(context):
+            check_unmasked("context", leaf)
         context = jax.tree.map(np.asarray, context)
         for leaf in jax.tree.leaves(context):
             if leaf.shape[:1] != (n,):
@@ -471,6 +482,7 @@ def _check_others(
                 f"got {context.shape}.{hint if context.ndim == 1 else ''}"
             )
         _check_finite("context", _in_precision(context))
+    check_unmasked("weights", weights)
     mass = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
     if mass.shape != (n,):
         raise ValueError(

@@ -39,6 +39,7 @@ from .checks import (
     check_float,
     check_image_shape,
     check_size,
+    check_unmasked,
 )
 from .nn import columns
 
@@ -492,6 +493,8 @@ class Conditioned(Wrapper):
 
     def __init__(self, transform: FlowTransform, context: Any):
         self.transform = transform
+        for leaf in jax.tree.leaves(context):
+            check_unmasked("context", leaf)
         context = jax.tree.map(jnp.asarray, context)
         self.context = Fixed(context)
         self._context_shape()  # to hear of a wrong one here

@@ -1,5 +1,7 @@
 """fit_guide, its verdict, and importance resampling."""
 
+import gc
+import weakref
 from functools import partial
 
 import jax
@@ -92,6 +94,58 @@ def test_weights_say_when_a_guide_misses_mass():
     log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, Y)
     assert nf.diagnostics.psis_khat(log_weights) > 0.7
     assert nf.diagnostics.importance_ess(log_weights) < 0.1
+
+
+def exact_guide(model, *args):
+    guide = AutoDiagonalNormal(model)
+    handlers.seed(guide, 0)(*args)
+    return guide, {"auto_loc": jnp.zeros(1), "auto_scale": jnp.ones(1)}
+
+
+@pytest.mark.parametrize("constant", [0.0, -3e6])
+def test_a_guide_that_is_the_posterior_has_weights_without_a_tail(constant):
+    """Equal weights, or so large that float32 rounds them to few values."""
+
+    def model():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("rest_of_the_likelihood", constant)
+
+    guide, params = exact_guide(model)
+    draws, khat = nf.importance_resample(jax.random.key(0), guide, params, num_samples=4000)
+    assert khat < 0.2
+    assert abs(draws["x"].mean()) < 0.06
+    assert abs(draws["x"].std() - 1) < 0.06
+
+
+def test_khat_where_no_tail_can_be_fitted():
+    khat = nf.diagnostics.psis_khat
+    assert khat(np.zeros(1000)) == -np.inf
+    assert khat(np.r_[np.zeros(900), np.full(100, 0.25)]) == -np.inf
+    assert khat(np.r_[np.zeros(997), np.full(3, 0.25)]) == -np.inf
+    assert khat(np.r_[np.zeros(998), 10.0, 11.0]) == np.inf  # two draws hold all mass
+    assert khat(np.arange(6.0)) == np.inf  # too few draws
+    assert np.isnan(khat(np.r_[np.zeros(99), np.inf]))
+
+
+def test_weights_keep_no_guide_alive():
+    class Data:
+        def __init__(self, y):
+            self.y = y
+
+    def weighted():
+        data = Data(Y)
+
+        def model():
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(0.0, 1.0), obs=data.y)
+
+        guide, params = exact_guide(model)
+        nf.importance_log_weights(jax.random.key(0), guide, params, num_samples=10)
+        return weakref.ref(data)
+
+    alive = weighted()
+    gc.collect()
+    assert alive() is None
 
 
 def test_numpyros_guides_and_objectives(fitted):

@@ -18,7 +18,7 @@ from tqdm.auto import trange
 
 from ..checks import check_key, check_size
 from ..compilation import jit
-from ..diagnostics import importance_ess, psis_khat
+from ..diagnostics import NEARLY_EQUAL, importance_ess, psis_khat
 from .arguments import Static, join_arguments, split_arguments
 from .density import check_summable, hidden_discrete, hidden_sites, unblocked
 from .elbo import STL_ELBO, with_penalties
@@ -57,7 +57,7 @@ class GuideFit:
     @property
     def trusted(self) -> bool:
         """Whether the guide covers the posterior: k-hat below 0.7, or weights nearly equal."""
-        return self.khat < 0.7 or self.ess >= 0.95
+        return self.khat < 0.7 or self.ess >= NEARLY_EQUAL
 
     @property
     def verdict(self) -> str:

@@ -1,6 +1,7 @@
 """How far a guide is from the posterior, and draws corrected for it, by importance weights."""
 
-import functools
+import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,13 +40,24 @@ def weighted_draws(
     )
 
 
-@functools.lru_cache(maxsize=8)
+# Programs by guide, which they must not keep alive, as it holds data.
+_PROGRAMS: weakref.WeakKeyDictionary[AutoGuide, Any] = weakref.WeakKeyDictionary()
+
+
 def _compiled(guide: AutoGuide) -> Any:
+    if guide not in _PROGRAMS:
+        _PROGRAMS[guide] = _program(weakref.ref(guide))
+    return _PROGRAMS[guide]
+
+
+def _program(reference: Callable[[], AutoGuide | None]) -> Any:
     @jit(static_argnums=3)
     def run(
         keys: Array, params: dict[str, Any], traced: Any, static: Static
     ) -> tuple[dict[str, Array], Array, Array]:
         args, kwargs = join_arguments(traced, static)
+        guide = reference()
+        assert guide is not None  # the caller holds it
 
         def one(key: Array) -> tuple[dict[str, Array], Array, Array]:
             guide_key, model_key = jax.random.split(key)
@@ -125,7 +137,8 @@ def importance_resample(
     :param num_proposals: number of draws from the guide; by default 10 per draw returned, at
         least 10,000.
     :return: a dict of draws of the latent and deterministic sites, each with a first axis of
-        ``num_samples``, and the weights' k-hat.
+        ``num_samples``, and the weights' k-hat: ``-inf`` where they have no tail, as those of a
+        guide that is the posterior.
     :raises TypeError: for a key that is not one.
     :raises ValueError: if weights are not finite, or a density of the guide is an estimate or a
         bound.
@@ -139,7 +152,7 @@ def importance_resample(
     sites, log_p, log_q = weighted_draws(draw_key, guide, params, args, kwargs, n)
     log_weights = log_p - log_q
     smoothed, khat = psis(log_weights)
-    if not np.isfinite(khat):
+    if np.isnan(khat):
         bad = int((~np.isfinite(np.asarray(log_weights))).sum())
         raise ValueError(
             f"{bad} of {n} importance weights are not finite: the guide draws points at which the "
