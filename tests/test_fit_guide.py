@@ -11,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.infer import SVI, Predictive, Trace_ELBO
+from numpyro.infer import SVI, Predictive, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
 
 import numpyro_flows as nf
@@ -94,6 +94,30 @@ def test_weights_say_when_a_guide_misses_mass():
     log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, Y)
     assert nf.diagnostics.psis_khat(log_weights) > 0.7
     assert nf.diagnostics.importance_ess(log_weights) < 0.1
+
+
+def test_a_gradient_that_is_nan_is_told_from_a_density():
+    def root(y):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        half = jnp.where(x > 0, jnp.sqrt(x), 0.0)  # its gradient is NaN below 0
+        numpyro.sample("y", dist.Normal(half, 1.0), obs=y)
+
+    def logarithm(y):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.factor("bound", jnp.log(x + 0.5) + y)
+
+    def fail(model):
+        start = init_to_value(values={"x": 0.5})
+        guide = nf.AutoFlow(model, SMALL, init="location", init_loc_fn=start, init_scale=1.0)
+        nf.fit_guide(
+            jax.random.key(0), guide, 0.3, num_steps=20, num_particles=64, progress_bar=False
+        )
+
+    with pytest.raises(ValueError, match=r"gradient of that of site 'y' with respect to 'x' is"):
+        fail(root)
+    with pytest.raises(ValueError, match=r"The log density of site 'bound' is NaN or infinite at"):
+        fail(logarithm)
 
 
 def exact_guide(model, *args):

@@ -137,6 +137,22 @@ def test_shapes_and_sites(trained):
     assert Predictive(guide, params=params, num_samples=4)(jax.random.key(0))["x"].shape == (4, 3)
 
 
+@pytest.mark.parametrize("init", ["auto", "location"])
+def test_starts_may_be_python_numbers(init):
+    def pair():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("scale", dist.HalfNormal(1.0))
+
+    starts = [{"x": 1, "scale": 2.0}, {"x": jnp.array(1.0), "scale": jnp.array(2.0)}]
+    a, b = (
+        nf.AutoFlow(pair, nf.realnvp, init=init, init_loc_fn=init_to_value(values=values))
+        for values in starts
+    )
+    for guide in (a, b):
+        handlers.seed(guide, 0)()
+    np.testing.assert_array_equal(a._init_latent, b._init_latent)
+
+
 def test_posterior_density_at_any_point(trained):
     guide, params = trained
     posterior = guide.get_posterior(params)

@@ -17,7 +17,7 @@ from numpyro.infer.initialization import init_to_median
 from ..checks import check_key, check_size, is_real
 from ..distribution import FlowDistribution, combine, partition
 from .density import check_set_up, latent_of, unblocked
-from .guide import check_exact, for_guide, guide_flow, site_key
+from .guide import check_exact, for_guide, guide_flow, site_key, with_arrays
 from .setup import explained
 from .supports import Winding, constrain, is_circular
 
@@ -77,7 +77,12 @@ class AmortizedFlow(AutoGuide):
         self._encoder = encoder
         self._context_dim = check_size("context_dim", context_dim)
         self._recipe = for_guide(flow)
-        super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
+        super().__init__(
+            model,
+            prefix=prefix,
+            init_loc_fn=with_arrays(init_loc_fn),
+            create_plates=create_plates,
+        )
 
     def _build(self, key: Array) -> tuple[Any, Any]:
         flow = self._recipe(key, self._local_dim, context_dim=self._context_dim)

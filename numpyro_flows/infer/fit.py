@@ -23,6 +23,7 @@ from .arguments import Static, join_arguments, split_arguments
 from .density import check_summable, hidden_discrete, hidden_sites, unblocked
 from .elbo import STL_ELBO, with_penalties
 from .importance import importance_log_weights
+from .nonfinite import blame
 
 #: Steps in which the learning rate rises.
 WARM_UP = 200
@@ -218,10 +219,11 @@ def fit_guide(
 
             all_losses = np.concatenate(losses)
             if not np.isfinite(all_losses).any():
+                found = blame(judge_key, guide, svi.get_params(state), args, kwargs)
                 raise ValueError(
-                    "The loss was never finite: the model's log density is NaN or infinite at the "
-                    "guide's draws. Look for the site with `numpyro.validation_enabled()`, or "
-                    "start elsewhere with `init_loc_fn`."
+                    "The loss was never finite, nor its gradient. "
+                    f"{found or 'The model and the guide are finite at the start, site by site.'} "
+                    "If the model is right, start elsewhere with `init_loc_fn`."
                 )
             candidates = [best] if best_step == schedule.step else [svi.get_params(state), best]
             judged = [

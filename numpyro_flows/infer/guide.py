@@ -16,7 +16,7 @@ from numpyro import handlers
 from numpyro.distributions import Delta, Distribution, biject_to
 from numpyro.distributions.constraints import Constraint
 from numpyro.infer.autoguide import AutoContinuous
-from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.initialization import init_to_uniform, init_to_value
 
 from ..checks import is_real
 from ..compilation import is_traced, jit
@@ -39,6 +39,19 @@ def for_guide(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDist
         inner, given = recipe.func, recipe.keywords
     settings = getattr(inner, "guide_settings", {})
     return functools.partial(recipe, **(settings | given)) if settings else recipe
+
+
+def with_arrays(strategy: Callable) -> Callable:
+    """``init_to_value`` with floating arrays for Python numbers and integers, others as they are.
+
+    NumPyro hands values on as they came, to code that differentiates and reshapes them.
+    """
+    if not isinstance(strategy, functools.partial) or strategy.func is not init_to_value:
+        return strategy
+    values = strategy.keywords.get("values", {})
+    return init_to_value(
+        values={name: np.asarray(x, jnp.result_type(float, x)) for name, x in values.items()}
+    )
 
 
 def check_exact(flow: Any) -> None:
@@ -195,7 +208,7 @@ class AutoFlow(AutoContinuous):
         )
         self._init = init
         self._init_scale = init_scale
-        super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
+        super().__init__(model, prefix=prefix, init_loc_fn=with_arrays(init_loc_fn))
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
