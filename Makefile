@@ -14,15 +14,15 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/eight_schools.py
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: $(VENV)/installed lint
-	$(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
 
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q --no-compile --disable-pip-version-check -e ".[dev]" -c lowest.txt
-	.venv-lowest/bin/python -m pytest -q -n 2
+	.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
