@@ -24,6 +24,7 @@ from .infer import (
     flow_module,
     importance_log_weights,
     importance_resample,
+    learn_map,
     random_flow_module,
     to_arviz,
 )
@@ -162,6 +163,7 @@ __all__ = [
     "importance_log_weights",
     "to_arviz",
     "NeuTraReparam",
+    "learn_map",
     "FlowNUTS",
     "FlowNUTSReport",
     # trust and tools

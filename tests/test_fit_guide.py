@@ -15,7 +15,8 @@ from numpyro.infer import SVI, Predictive, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
 
 import numpyro_flows as nf
-from numpyro_flows.infer.fit import _Schedule
+from numpyro_flows.infer.schedule import Schedule
+from numpyro_flows.infer.train import Trained
 
 SMALL = partial(nf.realnvp, depth=2, hidden=(8,))
 Y = jnp.array([1.2, -0.3, 0.7, 2.0])
@@ -210,7 +211,7 @@ def test_non_finite_steps_are_skipped_and_counted():
 
 
 def rates_for(num_steps, losses):
-    schedule = _Schedule(num_steps, 4)
+    schedule = Schedule(num_steps, 4)
     rates = []
     while schedule.step < schedule.stop:
         rates.append(schedule.rates(min(100, schedule.stop - schedule.step)))
@@ -275,7 +276,7 @@ def test_schedule_stops_early():
 
 
 def test_schedule_resumes_once():
-    schedule = _Schedule(10_000, 4)
+    schedule = Schedule(10_000, 4)
     while schedule.step < schedule.stop:
         schedule.advance(np.full(100, 5.0))
     assert schedule.step == 1200
@@ -290,7 +291,7 @@ def test_schedule_resumes_once():
     assert (rates[200:600] == 1).all()
     assert rates[-1] < 1e-3
     assert not schedule.resume()
-    whole = _Schedule(200, 4)
+    whole = Schedule(200, 4)
     whole.advance(np.ones(200))
     assert not whole.resume()
 
@@ -300,7 +301,7 @@ def test_training_goes_on_where_the_result_cannot_be_trusted(monkeypatch):
         numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
 
     def steps_if(trusted):
-        monkeypatch.setattr(nf.GuideFit, "trusted", trusted)
+        monkeypatch.setattr(Trained, "trusted", trusted)
         guide = nf.AutoFlow(normal, SMALL, init="location")
         fit = nf.fit_guide(jax.random.key(0), guide, num_particles=4, progress_bar=False)
         return len(fit.losses)

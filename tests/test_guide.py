@@ -170,7 +170,7 @@ def test_importance_weights_are_density_ratios(trained):
     z = jnp.concatenate(
         [
             dist.biject_to(supports[name]).inv(draws[name]).reshape(7, -1)
-            for name in guide._init_locs
+            for name, _ in guide.space.shapes
         ],
         axis=-1,
     )

@@ -15,11 +15,13 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.distributions import constraints
-from numpyro.infer import MCMC, init_to_value
+from numpyro.infer import MCMC, init_to_uniform, init_to_value
 from numpyro.infer.util import potential_energy
 
 import numpyro_flows as nf
 from numpyro_flows.infer import fisher, kernel, learning
+from numpyro_flows.infer.maps import LearnedMap
+from numpyro_flows.infer.train import NeverFinite
 
 SMALL = partial(nf.realnvp, depth=3, hidden=(8,), activation="gelu")
 Y = jnp.array([1.0, 2.0, 0.0, 4.0])
@@ -56,18 +58,19 @@ SDS = {
 }
 
 
-def shaken(k, *args, scale=0.1):
+def shaken(k, *args, scale=0.1, affine=None):
     """A kernel whose map is far from the posterior, and not too crooked for NUTS."""
-    guide = nf.AutoFlow(k.model, k._flow, prefix="flow", init="location", init_scale=2.0)
-    handlers.seed(guide, 0)(*args)
-    names = "flow_flow$params", "flow_preconditioner"
-    params, _ = nf.infer.guide.build(guide._recipe, guide.latent_dim, KEY)
+    guide = nf.AutoFlow(k.model, SMALL, init="location")
+    begun = guide.set_up(KEY, args, {})
+    params = guide.initial_flow(KEY)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(KEY, len(leaves))
     leaves = [a + scale * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    affine = nf.FixedAffine(guide._init_latent, 2.0)
-    params = dict(zip(names, (jax.tree.unflatten(structure, leaves), affine), strict=True))
-    k._learned = learning.Learned(guide, params, (), 0.0, 0.0, 0, 0)
+    affine = affine or nf.FixedAffine(begun.starts[0], 2.0)
+    flow = guide.flow(jax.tree.unflatten(structure, leaves), affine)
+    model = learning.Model(k.model, {}, init_to_uniform, guide.space, frozenset())
+    chosen = learning.Chosen(flow, guide.windings(affine))
+    k._learned = learning.Learned(model, chosen, (), True, 0.0, 0.0, 0, 0)
     k._arguments = jax.tree.flatten((args, {}))
     return k
 
@@ -107,11 +110,10 @@ def assert_right(draws):
 
 def test_a_wrong_map_gives_the_right_posterior():
     k = shaken(nf.FlowNUTS(hierarchical, SMALL), Y)
-    guide, params = k._learned.guide, k._learned.params
-    base = guide.get_base_dist()
-    u = base.sample(KEY, (2000,))
-    potential = jax.vmap(learning.warped_potential(guide, params, (Y,), {}))(u)
-    assert nf.diagnostics.importance_ess(-potential - base.log_prob(u)) < 0.1  # it is wrong
+    learned = LearnedMap(k._learned.model.log_density((Y,), {}), *k._learned.chosen)
+    u = learned.base.sample(KEY, (2000,))
+    log_density = jax.vmap(learned.log_density)(u)
+    assert nf.diagnostics.importance_ess(log_density - learned.base.log_prob(u)) < 0.1  # wrong
     mcmc = run(k, Y, num_samples=2000)
     assert_right(mcmc.get_samples())
 
@@ -124,15 +126,14 @@ def test_a_learned_map_gives_the_right_posterior(learned):
 
 def test_potential_is_numpyros_less_the_log_determinant():
     k = shaken(nf.FlowNUTS(hierarchical, SMALL), Y)
-    guide, params = k._learned.guide, k._learned.params
-    u = jax.random.normal(KEY, (3, guide.latent_dim))
-    potential = learning.warped_potential(guide, params, (Y,), {})
-    x, log_det = guide.get_transform(params).forward_and_log_det(u)
+    learned = LearnedMap(k._learned.model.log_density((Y,), {}), *k._learned.chosen)
+    u = jax.random.normal(KEY, (3, learned.space.dim))
+    x, log_det = learned.transform.forward_and_log_det(u)
     for i in range(3):
         plain = potential_energy(
-            handlers.seed(hierarchical, 0), (Y,), {}, guide._unpack_latent(x[i])
+            handlers.seed(hierarchical, 0), (Y,), {}, learned.space.unpack(x[i])
         )
-        np.testing.assert_allclose(potential(u[i]), plain - log_det[i], rtol=1e-5)
+        np.testing.assert_allclose(-learned.log_density(u[i]), plain - log_det[i], rtol=1e-5)
 
 
 def test_extra_fields_deterministic_sites_and_arviz(learned):
@@ -154,7 +155,9 @@ def test_chains_share_one_map_however_they_run(learned):
     for method in ("sequential", "vectorized", jax.vmap):
         other = run(k, Y, num_samples=10, method=method)
         for one, two in zip(
-            jax.tree.leaves(k._learned.params), jax.tree.leaves(other.last_state.flow), strict=True
+            jax.tree.leaves(k._learned.chosen),
+            jax.tree.leaves(other.last_state.flow.flow),
+            strict=True,
         ):
             np.testing.assert_array_equal(one, two if method == "vectorized" else two[-1])
         calls.append(k._learned)
@@ -166,7 +169,7 @@ def test_the_seed_decides_the_map():
     def values(seed):
         k = nf.FlowNUTS(hierarchical, SMALL, seed=seed, num_steps=20, progress_bar=False)
         run(k, Y, num_chains=1, num_samples=2)
-        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(k._learned.params)])
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(k._learned.chosen)])
 
     np.testing.assert_array_equal(values(3), values(3))
 
@@ -174,9 +177,9 @@ def test_the_seed_decides_the_map():
 def test_other_arguments_are_learned_anew(monkeypatch):
     seen = []
 
-    def learn(key, guide, args, kwargs, **settings):
+    def learn(key, model, flow, init_strategy, args, kwargs, **settings):
         seen.append(args)
-        return learning.learn(key, guide, args, kwargs, **settings)
+        return learning.learn(key, model, flow, init_strategy, args, kwargs, **settings)
 
     monkeypatch.setattr(kernel, "learn", learn)
     k = nf.FlowNUTS(lambda y: numpyro.sample("x", dist.Normal(y, 1.0)), progress_bar=False)
@@ -202,10 +205,9 @@ def test_starts_are_honoured(learned):
         np.testing.assert_allclose(state.z[name], value, atol=1e-4)
     strategy = init_to_value(values={"narrow": jnp.array(-0.5)})
     other = nf.FlowNUTS(hierarchical, SMALL, init_strategy=strategy)
-    other._learned, other._arguments = k._learned, k._arguments
-    other._learned.guide.init_loc_fn, before = strategy, other._learned.guide.init_loc_fn
+    model = k._learned.model._replace(init_strategy=strategy)
+    other._learned, other._arguments = k._learned._replace(model=model), k._arguments
     state = other.init(KEY, 100, None, (Y,), {})
-    k._learned.guide.init_loc_fn = before
     np.testing.assert_allclose(state.z["narrow"], -0.5, atol=1e-4)
 
 
@@ -277,8 +279,7 @@ def test_jumps_mix_between_modes():
 
     def share(jump_every):
         k = nf.FlowNUTS(model, SMALL, jump_every=jump_every)
-        shaken(k, scale=0.0)
-        k._learned.params["flow_preconditioner"] = nf.FixedAffine(jnp.zeros(1), 6.0)
+        shaken(k, scale=0.0, affine=nf.FixedAffine(jnp.zeros(1), 6.0))
         mcmc = run(k, num_chains=8, num_samples=2000)
         x = mcmc.get_samples(group_by_chain=True)["x"]
         return np.asarray((x > 0).mean(1)), k.report(mcmc)
@@ -393,10 +394,10 @@ def test_a_funnel_is_followed_to_the_end_of_its_neck():
 
 
 def test_training_that_fails_falls_back_and_says_so(monkeypatch):
-    def fails(*args, **kwargs):
-        raise ValueError("The loss was never finite: ...")
+    def fails(trainer, *args, **kwargs):
+        raise NeverFinite(trainer.params())
 
-    monkeypatch.setattr(learning, "fit_guide", fails)
+    monkeypatch.setattr(learning, "train_guide", fails)
     k = nf.FlowNUTS(hierarchical, SMALL, train="vi", progress_bar=False)
     with pytest.warns(UserWarning, match="no flow improved on an affine map"):
         mcmc = run(k, Y)

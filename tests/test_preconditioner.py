@@ -7,20 +7,32 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from jax.scipy.stats import multivariate_normal
 from numpyro.infer import SVI
 
 import numpyro_flows as nf
-from numpyro_flows.infer.preconditioner import HISTORY, _gaussian, _triangular, locate
+from numpyro_flows.infer import preconditioner
+from numpyro_flows.infer.preconditioner import HISTORY, Affine, _gaussian, locate
 
 KEY = jax.random.key(0)
 
 
 def moments(affine):
     """Mean and covariance of the normal, by pushing the unit vectors through the map."""
-    mean = affine(jnp.zeros(affine.dim))
-    factor = affine(jnp.eye(affine.dim)) - mean
-    return np.asarray(mean), np.asarray(factor.T @ factor)
+    dim = len(affine.loc) if isinstance(affine, Affine) else affine.dim
+    mean, *rows = np.asarray(affine(np.eye(dim + 1, dim, k=-1)))
+    factor = np.array(rows) - mean
+    return mean, factor.T @ factor
+
+
+def search(log_density, starts, seed=0):
+    """``locate`` on a JAX function; the number of rows per call is 1 or 32."""
+    compiled = jax.jit(jax.vmap(jax.value_and_grad(log_density)))
+
+    def rows(x):
+        assert len(x) in (1, 32)
+        return [np.asarray(a, float) for a in compiled(jnp.asarray(x, starts.dtype))]
+
+    return locate(rows, seed, starts, 0.1)
 
 
 def gaussian(dim, condition, seed=0):
@@ -43,7 +55,7 @@ def gaussian(dim, condition, seed=0):
 def test_finds_an_ill_conditioned_normal(dim):
     log_density, mean, covariance = gaussian(dim, 1e4)
     starts = jax.random.normal(KEY, (3, dim))
-    found = jax.jit(lambda key: locate(log_density, key, starts, 0.1))(KEY)
+    found = search(log_density, starts)
     got_mean, got = moments(found.affine)
     sd = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose(got_mean / sd, mean / sd, atol=0.15)
@@ -62,16 +74,16 @@ def test_many_dimensions_of_unlike_scales(dim):
         return dist.Normal(0, 1).log_prob(u).sum() + dist.Normal(u @ weights, 0.1).log_prob(2.0)
 
     starts = jnp.zeros((2, dim))
-    found = jax.jit(lambda key: locate(log_density, key, starts, 0.1))(KEY)
-    assert found.affine.core.value.shape == (2 * HISTORY, 2 * HISTORY)
+    found = search(log_density, starts)
+    assert found.affine.core.shape == (2 * HISTORY, 2 * HISTORY)
     # In the coordinates u: precision I + 100 w w'.
     square = weights @ weights
     mean = np.arange(dim) / 10 + 2.0 * weights / (square + 0.01)
     sd = np.sqrt(1 - weights**2 / (square + 0.01))
-    assert np.abs((found.affine.loc.value / scales - mean) / sd).max() < 0.5
-    along = weights @ (found.affine.loc.value / scales - np.arange(dim) / 10)
+    assert np.abs((found.affine.loc / scales - mean) / sd).max() < 0.5
+    along = weights @ (found.affine.loc / scales - np.arange(dim) / 10)
     assert abs(along - 2.0) < 0.2
-    got_sd = found.affine.standard_deviation / scales
+    got_sd = found.affine.transform().standard_deviation / scales
     assert np.abs(np.log(got_sd / sd)).max() < 1.0
     assert np.abs(np.log(got_sd / sd)).mean() < 0.2
 
@@ -93,7 +105,7 @@ def test_a_funnel_is_not_located_at_its_mode():
         return dist.Normal(0, 1).log_prob(x[0]) + dist.Normal(0, scale).log_prob(x[1:]).sum()
 
     starts = jax.random.normal(KEY, (3, 30))
-    found = jax.jit(lambda key: locate(log_density, key, starts, 0.1))(KEY)
+    found = search(log_density, starts)
     mean, covariance = moments(found.affine)
     assert abs(mean[0]) < 1.0
     assert 0.02 < covariance[0, 0] < 2.0
@@ -107,7 +119,7 @@ def test_a_bad_start_does_not_spoil_the_others():
         return jnp.where(x[0] < -50, jnp.nan, log_density(x))
 
     starts = jnp.array([[-100.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    found = jax.jit(lambda key: locate(fragile, key, starts, 0.1))(KEY)
+    found = search(fragile, starts)
     got_mean, _ = moments(found.affine)
     np.testing.assert_allclose(got_mean, mean, atol=0.3)
 
@@ -118,35 +130,80 @@ def test_the_normal_of_a_quadratic_is_exact(x64):
     precision = np.linalg.inv(covariance)
     # Exact line searches along conjugate directions make the quasi-Newton equations exact.
     directions = np.linalg.eigh(precision)[1].T
-    s = np.zeros((HISTORY, 4))
-    s[-4:] = directions
+    s = directions
     y = s @ precision
     x = np.ones(4)
     grad = -precision @ (x - mean)
-    affine = _gaussian(*(jnp.asarray(a) for a in (x, grad, np.ones(4), s, y)))
+    affine = _gaussian(x, grad, np.ones(4), s, y)
     got_mean, got = moments(affine)
     np.testing.assert_allclose(got, covariance, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(got_mean, mean, rtol=1e-8)
 
 
-def test_triangular_form_keeps_the_normal(x64):
+def test_the_host_has_the_map_of_the_transform(x64):
     rng = np.random.default_rng(0)
     frame, _ = np.linalg.qr(rng.normal(size=(5, 2)))
-    affine = nf.FixedAffine(
-        jnp.asarray(rng.normal(size=5)),
-        jnp.asarray(rng.uniform(0.1, 3, size=5)),
-        jnp.asarray(frame),
-        jnp.array([[2.0, 0.0], [0.3, 0.2]]),
+    affine = Affine(
+        rng.normal(size=5), rng.uniform(0.1, 3, size=5), frame, np.array([[2.0, 0.0], [0.3, 0.2]])
     )
-    factor = jnp.asarray(np.tril(rng.normal(size=(5, 5))) + 2 * np.eye(5))
-    mean, covariance = moments(_triangular(affine, factor))
-    inner = np.asarray(affine(factor.T) - affine(jnp.zeros(5)))
-    np.testing.assert_allclose(covariance, inner.T @ inner, atol=1e-12)
-    np.testing.assert_allclose(mean, affine.loc.value)
-    z = jnp.asarray(rng.normal(size=(7, 5)))
-    density = multivariate_normal.logpdf(affine(z), mean, np.asarray(moments(affine)[1]))
-    base = multivariate_normal.logpdf(z, jnp.zeros(5), jnp.eye(5))
-    np.testing.assert_allclose(base - affine.forward_and_log_det(z)[1], density, rtol=1e-10)
+    transform, x = affine.transform(), rng.normal(size=(7, 5))
+    y, log_det = transform.forward_and_log_det(jnp.asarray(x))
+    np.testing.assert_allclose(affine(x), y, rtol=1e-12)
+    np.testing.assert_allclose(affine.log_det, log_det[0], rtol=1e-12)
+    np.testing.assert_allclose(affine.inverse(np.asarray(y)), x, rtol=1e-10)
+    _, pull = jax.vjp(transform, jnp.asarray(x))
+    np.testing.assert_allclose(affine.transposed(x), pull(jnp.asarray(x))[0], rtol=1e-10)
+    for one, other in zip(affine, Affine.of(transform), strict=True):
+        np.testing.assert_array_equal(one, other)
+    mean, factor = rng.normal(size=5), np.tril(rng.normal(size=(5, 5))) + 2 * np.eye(5)
+    expected_mean, expected = moments(affine.after(mean, factor))
+    inner = affine.linear(factor.T)
+    np.testing.assert_allclose(expected, inner.T @ inner, atol=1e-12)
+    np.testing.assert_allclose(expected_mean, affine(mean[None])[0])
+
+
+@pytest.mark.parametrize("dim", [4, 150])
+def test_the_gaussian_fit_has_the_path_gradient(dim, x64, monkeypatch):
+    """Against autodiff of the ELBO with the density of q held."""
+    monkeypatch.setattr(preconditioner, "FULL", 10)
+    rng = np.random.default_rng(1)
+    frame, _ = np.linalg.qr(rng.normal(size=(dim, 2)))
+    affine = Affine(
+        rng.normal(size=dim), rng.uniform(0.5, 2, dim), frame, np.array([[1.5, 0.0], [0.3, 0.8]])
+    )
+    fit = preconditioner._Fit(affine, 400)
+    fit.theta = 0.1 * rng.normal(size=fit.theta.shape)
+    noise = rng.normal(size=(8, dim))
+
+    def log_density(x):
+        return -jnp.log(jnp.cosh(x)).sum(-1) + jnp.sin(x[..., 0])
+
+    outer = affine.transform()
+
+    def normal(theta):
+        mean, rest = theta[:dim], theta[dim:]
+        if dim > 10:
+            scale = outer.scale.value * jnp.exp(rest)
+            return nf.FixedAffine(outer(mean), scale, outer.frame.value, outer.core.value)
+        matrix = rest.reshape(dim, dim)
+        factor = jnp.tril(matrix, -1) + jnp.diag(jnp.exp(jnp.diagonal(matrix)))
+        inner = nf.FixedAffine(mean, jnp.ones(dim), jnp.eye(dim), factor)
+        return nf.Chain([inner, outer])
+
+    def loss(theta):
+        x = normal(theta)(jnp.asarray(noise))
+        z, log_det = jax.lax.stop_gradient(normal(theta)).inverse_and_log_det(x)
+        log_q = dist.Normal(0, 1).log_prob(z).sum(-1) + log_det
+        return (log_q - log_density(x)).mean()
+
+    x = fit.points(noise)
+    np.testing.assert_allclose(x, normal(jnp.asarray(fit.theta))(jnp.asarray(noise)), rtol=1e-9)
+    values, grads = jax.vmap(jax.value_and_grad(log_density))(jnp.asarray(x))
+    expected = jax.grad(loss)(jnp.asarray(fit.theta))
+    value = -loss(jnp.asarray(fit.theta))
+    weights = fit.step(noise, np.asarray(values), np.asarray(grads))
+    np.testing.assert_allclose(weights.mean(), value, rtol=1e-9)
+    np.testing.assert_allclose(fit.first / 0.1, expected, rtol=1e-7, atol=1e-9)
 
 
 def scaled(x, y):

@@ -8,6 +8,7 @@ from .fit import GuideFit, fit_guide
 from .guide import AutoFlow
 from .importance import importance_log_weights, importance_resample
 from .kernel import FlowNUTS, FlowNUTSReport
+from .learning import learn_map
 from .params import flow_module, random_flow_module
 from .reparam import NeuTraReparam
 
@@ -24,6 +25,7 @@ __all__ = [
     "flow_module",
     "importance_log_weights",
     "importance_resample",
+    "learn_map",
     "random_flow_module",
     "to_arviz",
 ]

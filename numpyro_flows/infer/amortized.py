@@ -16,10 +16,11 @@ from numpyro.infer.initialization import init_to_median
 
 from ..checks import check_key, check_size, is_real
 from ..distribution import FlowDistribution, combine, partition
+from . import _numpyro
 from .density import check_set_up, latent_of, unblocked
-from .guide import check_exact, for_guide, guide_flow, site_key, with_arrays
-from .setup import explained
-from .supports import Winding, constrain, is_circular
+from .guide_flow import check_exact, for_guide, guide_flow, site_key, with_arrays
+from .latent_space import SetUp
+from .supports import Winding, constrain
 
 
 class AmortizedFlow(AutoGuide):
@@ -94,11 +95,10 @@ class AmortizedFlow(AutoGuide):
         return partition(flow)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        with explained(type(self).__name__):
-            super()._setup_prototype(*args, **kwargs)
+        found = self._set_up(numpyro.prng_key(), args, kwargs)
+        self.space = found.space
+        _numpyro.adopt(self, found.trace)
         latent = latent_of(self.prototype_trace)
-        if not latent:
-            raise ValueError("AmortizedFlow: the model has no latent sites.")
         frames = {frame for site in latent.values() for frame in site["cond_indep_stack"]}
         if len(frames) != 1 or any(not site["cond_indep_stack"] for site in latent.values()):
             described = {
@@ -127,10 +127,12 @@ class AmortizedFlow(AutoGuide):
             support = site["fn"].support
             event = jnp.shape(site["value"])[jnp.ndim(site["value"]) - site["fn"].event_dim :]
             self._shapes[name] = tuple(biject_to(support).inverse_shape(event))
-        self._circular = [name for name in latent if is_circular(latent[name]["fn"].support)]
         self._local_dim = sum(math.prod(shape) for shape in self._shapes.values())
         with jax.ensure_compile_time_eval():
             _, self._rest = self._build(jax.random.key(0))
+
+    def _set_up(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> SetUp:
+        return SetUp(type(self).__name__, self.model, self.init_loc_fn, key, args, kwargs)
 
     def _flow(self) -> FlowDistribution:
         params = numpyro.param(f"{self.prefix}_flow$params", lambda key: self._build(key)[0])
@@ -170,9 +172,9 @@ class AmortizedFlow(AutoGuide):
         with self._create_plates(*args, **kwargs)[self._frame.name] as index:
             rows = flow.condition(self._of_subsample(context, index))
             latent = numpyro.sample(f"_{self.prefix}_latent", rows, infer={"is_auxiliary": True})
-            for name, value, log_det in self._constrained(latent, rows):
-                event_dim = self.prototype_trace[name]["fn"].event_dim
-                delta = Delta(value, log_density=-log_det, event_dim=event_dim)
+            event_dims = dict(self.space.event_dims)
+            for name, value, log_det in self._constrained(latent, rows, args, kwargs):
+                delta = Delta(value, log_density=-log_det, event_dim=event_dims[name])
                 result[name] = numpyro.sample(name, delta)
         return result
 
@@ -185,16 +187,18 @@ class AmortizedFlow(AutoGuide):
         }
 
     def _constrained(
-        self, latent: Array, rows: FlowDistribution
+        self, latent: Array, rows: FlowDistribution, args: tuple, kwargs: dict[str, Any]
     ) -> Iterator[tuple[str, Array, Array]]:
         """Each site's name, values and log-determinants of its constraint."""
-        windings = {}
-        if self._circular:
+        space, windings = self.space, {}
+        if space.depends_on_arguments:
+            space = self._set_up(jax.random.key(0), args, kwargs).space
+        if space.circular:
             # Each row unwinds its angles around the image of the base's centre.
             centre = rows.transform(jnp.zeros(rows.shape(), latent.dtype))
             centres = self._unpack(jax.lax.stop_gradient(centre))
-            windings = {name: Winding(centres[name], 1.0) for name in self._circular}
-        return constrain(self._unpack(latent), self.prototype_trace, windings)
+            windings = {name: Winding(centres[name], 1.0) for name in space.circular}
+        return constrain(self._unpack(latent), space.supports, dict(space.event_dims), windings)
 
     def sample_posterior(
         self,
@@ -219,4 +223,4 @@ class AmortizedFlow(AutoGuide):
         context = handlers.substitute(self._encode, data=params)(args, kwargs)
         rows = flow.condition(context)
         latent = rows.sample(key, sample_shape)
-        return {name: value for name, value, _ in self._constrained(latent, rows)}
+        return {name: value for name, value, _ in self._constrained(latent, rows, args, kwargs)}

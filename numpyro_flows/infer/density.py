@@ -9,6 +9,8 @@ from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import log_density
 
+from . import _numpyro
+
 
 def unblocked(model: Callable) -> Callable:
     """The model inside of ``handlers.block``: guides for a part of the sites are given the rest."""
@@ -33,6 +35,11 @@ def latent_of(trace: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, site in trace.items()
         if site["type"] == "sample" and not site["is_observed"]
     }
+
+
+def own_params(trace: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Values of a model's ``param`` sites in a trace."""
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
 
 def latent_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -77,10 +84,18 @@ def hidden_discrete(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dic
 
 
 class Joint(NamedTuple):
-    """A log joint density and the values of its sites."""
+    """A log joint density, values of latent and deterministic sites, and the latent sites."""
 
     log_density: Array
     sites: dict[str, Array]
+    latent: dict[str, dict[str, Any]]
+
+    def within(self, name: str, log_density: Array) -> Array:
+        """A term with the scale and the mask of a site."""
+        site = self.latent[name]
+        if (mask := _numpyro.mask_of(site["fn"])) is not True:
+            log_density = jnp.where(mask, log_density, 0.0)
+        return log_density if site["scale"] is None else site["scale"] * log_density
 
 
 def log_joint(
@@ -117,4 +132,5 @@ def log_joint(
         if (site["type"] == "sample" and not site["is_observed"] and name in values)
         or site["type"] == "deterministic"
     }
-    return Joint(jnp.asarray(value), sites)
+    latent = {name: site for name, site in latent_of(trace).items() if name in values}
+    return Joint(jnp.asarray(value), sites, latent)

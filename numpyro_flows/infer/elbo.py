@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -14,7 +15,10 @@ from numpyro.primitives import Messenger
 
 from ..distribution import FlowDistribution, solved
 from ..transform import FlowTransform
-from ..transforms import penalized
+from ..transforms import FixedAffine, penalized
+from .guide_flow import assemble
+from .latent_space import LogDensity
+from .supports import Winding
 
 Step = Callable[[FlowTransform, Array], tuple[Array, Array]]
 
@@ -41,13 +45,18 @@ _forward = _as_batch(lambda transform, x: transform.forward_and_log_det(x))
 _inverse = _as_batch(lambda transform, y: transform.inverse_and_log_det(y))
 
 
+def path_log_prob(flow: FlowDistribution, value: ArrayLike) -> Array:
+    """Log density with gradients through the value alone, not through the flow's parameters."""
+    base_dist, transform = jax.lax.stop_gradient((flow.base_dist, flow.transform))
+    return FlowDistribution(base_dist, transform).log_prob(value)
+
+
 class _PathFlow(FlowDistribution):
-    """A flow whose density has gradients through the value alone, not through its parameters."""
+    """A flow with :func:`path_log_prob` as its density."""
 
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         # The intermediates carry the parameters' gradient, so the inverse pass is made anew.
-        base_dist, transform = jax.lax.stop_gradient((self.base_dist, self.transform))
-        return FlowDistribution(base_dist, transform).log_prob(value)
+        return path_log_prob(self, value)
 
 
 class _MappedPathFlow(FlowDistribution):
@@ -119,3 +128,40 @@ class STL_ELBO(Trace_ELBO):
         mapped = self.num_particles > 1 and self.vectorize_particles is True
         guide = _path_density(guide, _MappedPathFlow if mapped else _PathFlow)
         return super().loss_with_mutable_state(rng_key, param_map, model, guide, *args, **kwargs)
+
+
+class LatentELBO(eqx.Module):
+    """The negative of what :class:`STL_ELBO` estimates, for a flow over a latent space; a pytree.
+
+    :ivar density: the model's log density.
+    :ivar windings: what unwinds angles.
+    :ivar rest: what of the guide's flow is not trained.
+    :ivar affine: the preconditioner.
+    :ivar num_particles: draws per evaluation.
+    """
+
+    density: LogDensity
+    windings: dict[str, Winding]
+    rest: Any
+    affine: FixedAffine
+    num_particles: int = eqx.field(static=True)
+
+    def __call__(self, params: Any, key: Array, temper: Array) -> Array:
+        """Mean of :math:`\\log q(u) - t \\log p(u)` over fresh draws.
+
+        :param params: the flow's parameters.
+        :param key: ``jax.random.key``.
+        :param temper: t, a scalar.
+        """
+        draw_key, model_key = jax.random.split(key)
+        flow = assemble(params, self.rest, self.affine)
+        z = flow.base_dist.sample(draw_key, (self.num_particles,))
+        x, log_det = flow.transform.forward_and_log_det(z)
+        log_q = path_log_prob(flow, x)
+        if (transform := penalized(flow.transform)) is not None:
+            log_q = log_q + log_det - transform.forward_and_log_det(z)[1]
+        keys = jax.random.split(model_key, self.num_particles)
+        log_p = jax.vmap(self.density)(x, keys)
+        if self.windings:
+            log_p = log_p + jax.vmap(self.density.space.log_winding, (0, None))(x, self.windings)
+        return (log_q - temper * log_p).mean()

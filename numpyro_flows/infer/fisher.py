@@ -11,15 +11,17 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from ..compilation import jit
 from ..distribution import FlowDistribution
 from ..transform import FlowTransform
 from ..transforms import FixedAffine
-from .guide import AutoFlow
-from .preconditioner import FULL, Gaussian, moved
+from .guide_flow import assemble
+from .preconditioner import FULL, Affine, Matrix
 
 #: Added to correlations before they are inverted.
 _RIDGE: Final = 1e-4
@@ -64,7 +66,6 @@ def fisher_divergence(flow: FlowDistribution, draws: Scored) -> Array:
     return ((score - wanted) ** 2).mean()
 
 
-@jit
 def affine_of_scores(affine: FixedAffine, draws: Scored) -> FixedAffine:
     r"""An affine map from draws and scores, with ``affine`` as the rough one to start in.
 
@@ -72,91 +73,92 @@ def affine_of_scores(affine: FixedAffine, draws: Scored) -> FixedAffine:
     scores and of draws, minimises the Fisher divergence among normals, and for draws of a normal
     it is exact, whatever their number above dim. Beyond 128 dimensions, or with fewer than twice
     as many draws as coordinates, its diagonal form
-    :math:`\sigma_i^2 = \sqrt{\mathrm{var}(x_i) / \mathrm{var}(s_i)}`.
+    :math:`\sigma_i^2 = \sqrt{\mathrm{var}(x_i) / \mathrm{var}(s_i)}`. On the host, in float64.
     """
-    w, score = through(affine, draws)
+    rough = Affine.of(affine)
+    w = rough.inverse(np.asarray(draws.x, float))
+    score = rough.transposed(np.asarray(draws.score, float))
     num, dim = w.shape
-    scale = jnp.sqrt(w.std(0) / score.std(0))
-    log_diagonal, mean, slope = jnp.log(scale), w.mean(0), score.mean(0)
+    scale = np.sqrt(w.std(0) / score.std(0))
+    mean, slope = w.mean(0), score.mean(0)
     if dim > FULL:
-        return moved(affine, Gaussian(mean + scale**2 * slope, log_diagonal, None))
+        return rough.scaled(mean + scale**2 * slope, scale).transform()
     if num < 2 * dim:
-        below = jnp.zeros((dim, dim), w.dtype)
-        return moved(affine, Gaussian(mean + scale**2 * slope, log_diagonal, below))
+        return rough.after(mean + scale**2 * slope, np.diag(scale)).transform()
 
-    def covariance(a: Array) -> Array:
-        return jnp.cov(a.T).reshape(dim, dim) + _RIDGE * jnp.eye(dim, dtype=a.dtype)
+    def covariance(a: Matrix) -> Matrix:
+        return np.cov(a.T).reshape(dim, dim) + _RIDGE * np.eye(dim)
 
     of_draws, of_scores = covariance((w - mean) / scale), covariance((score - slope) * scale)
     root = _power(of_draws, 0.5)
     middle = root @ _power(root @ of_scores @ root, -0.5) @ root
-    factor = scale[:, None] * jnp.linalg.cholesky(middle)
-    loc = mean + factor @ (factor.T @ slope)
-    return moved(affine, Gaussian(loc, jnp.log(jnp.diagonal(factor)), factor))
+    factor = scale[:, None] * np.linalg.cholesky(middle)
+    return rough.after(mean + factor @ (factor.T @ slope), factor).transform()
 
 
-@jit
-def affine_of_moments(affine: FixedAffine, x: Array) -> FixedAffine:
+def affine_of_moments(affine: FixedAffine, x: ArrayLike) -> FixedAffine:
     """An affine map with mean and covariance of draws, with ``affine`` as the rough one.
 
     :param x: shape ``(n, dim)``; with fewer than twice as many rows as coordinates, or beyond 128
         coordinates, the covariance is diagonal there.
     """
-    w = affine.inv(x)
+    rough = Affine.of(affine)
+    w = rough.inverse(np.asarray(x, float))
     num, dim = w.shape
     mean, scale = w.mean(0), w.std(0)
     if dim > FULL:
-        return moved(affine, Gaussian(mean, jnp.log(scale), None))
+        return rough.scaled(mean, scale).transform()
     if num < 2 * dim:
-        return moved(affine, Gaussian(mean, jnp.log(scale), jnp.zeros((dim, dim), w.dtype)))
-    factor = jnp.linalg.cholesky(jnp.cov(w.T).reshape(dim, dim))
-    return moved(affine, Gaussian(mean, jnp.log(jnp.diagonal(factor)), factor))
+        return rough.after(mean, np.diag(scale)).transform()
+    return rough.after(mean, np.linalg.cholesky(np.cov(w.T).reshape(dim, dim))).transform()
 
 
-def _power(matrix: Array, power: float) -> Array:
+def _power(matrix: Matrix, power: float) -> Matrix:
     """A power of a symmetric positive matrix."""
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
-    least = jnp.finfo(matrix.dtype).eps * values[-1]
-    return (vectors * jnp.maximum(values, least) ** power) @ vectors.T
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    least = np.finfo(float).eps * values[-1]
+    return (vectors * np.maximum(values, least) ** power) @ vectors.T
 
 
-@jit(static_argnums=0)
-def log_density_of(guide: AutoFlow, params: dict[str, Any], x: Array) -> Array:
-    """Mean log density of draws under a guide's flow."""
-    return guide.get_posterior(params).log_prob(x).mean()
+@jit(once=True)
+def mean_log_density(flow: FlowDistribution, x: Array) -> Array:
+    """Mean log density of draws under a flow."""
+    return flow.log_prob(x).mean()
 
 
-@jit(static_argnums=0)
-def divergence_of(guide: AutoFlow, params: dict[str, Any], draws: Scored) -> Array:
-    """:func:`fisher_divergence` of a guide's flow."""
-    return fisher_divergence(guide.get_posterior(params), draws)
+@jit(once=True)
+def divergence_of(flow: FlowDistribution, draws: Scored) -> Array:
+    """:func:`fisher_divergence` as one program."""
+    return fisher_divergence(flow, draws)
 
 
-@jit(static_argnums=(0, 5, 6))
+@jit(static_argnums=(6, 7))
 def fit_fisher(
-    guide: AutoFlow,
-    params: dict[str, Any],
+    params: Any,
+    rest: Any,
+    affine: FixedAffine,
     draws: Scored,
     held_out: Scored,
     key: Array,
     num_steps: int = 800,
     batch_size: int = 256,
-) -> tuple[dict[str, Any], Array]:
+) -> tuple[Any, Array]:
     """Train a guide's flow on draws and scores; the preconditioner stays.
 
-    :param params: where to start.
+    :param params: of the flow, where to start.
+    :param rest: what of the flow is not trained.
+    :param affine: the preconditioner.
     :param draws: to train on.
     :param held_out: by which the best parameters are chosen, start included.
     :return: the best parameters and the held-out Fisher divergences, ``(num_steps // 50 + 1,)``.
     """
-    name = f"{guide.prefix}_flow$params"
     schedule = optax.cosine_decay_schedule(1e-3, num_steps)
     optimizer = optax.apply_if_finite(
         optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)), num_steps
     )
 
     def divergence(trained: Any, draws: Scored) -> Array:
-        return fisher_divergence(guide.get_posterior(params | {name: trained}), draws)
+        return fisher_divergence(assemble(trained, rest, affine), draws)
 
     def step(carry: Any, key: Array) -> tuple[Any, None]:
         trained, state = carry
@@ -175,8 +177,7 @@ def fit_fisher(
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), trained, best)
         return (trained, state, best, jnp.where(better, loss, least)), loss
 
-    start = params[name]
-    first = divergence(start, held_out)
+    first = divergence(params, held_out)
     keys = jax.random.split(key, (num_steps // 50, 50))
-    carry, losses = jax.lax.scan(round_of, (start, optimizer.init(start), start, first), keys)
-    return params | {name: carry[2]}, jnp.append(first, losses)
+    carry, losses = jax.lax.scan(round_of, (params, optimizer.init(params), params, first), keys)
+    return carry[2], jnp.append(first, losses)

@@ -1,67 +1,40 @@
 """A guide fitted in one call, with defaults that need no tuning, and a verdict on the result."""
 
-import copy
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from jax import Array
-from numpyro import handlers
-from numpyro.infer import SVI, TraceEnum_ELBO
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO
-from numpyro.infer.svi import SVIState
-from tqdm.auto import trange
 
 from ..checks import check_key, check_size
-from ..compilation import jit
-from ..diagnostics import NEARLY_EQUAL, importance_ess, psis_khat
-from .arguments import Static, join_arguments, split_arguments
-from .density import check_summable, hidden_discrete, hidden_sites, unblocked
-from .elbo import STL_ELBO, with_penalties
-from .importance import importance_log_weights
+from ..compilation import split
+from .density import check_summable, hidden_sites, own_params
+from .export import to_arviz
+from .guide import AutoFlow
+from .importance import Resampled, importance_resample
 from .nonfinite import blame
-
-#: Steps in which the learning rate rises.
-WARM_UP = 200
-#: Two windows of at least so many steps are compared; a loss that gains less has ceased to fall.
-WINDOW, SMALLEST_GAIN = 300, 3e-4
-#: Steps per compiled call.
-CHUNK = 100
+from .reparam import NeuTraReparam
+from .train import NeverFinite, Trained, train
+from .trainers import LatentTrainer, SVITrainer, Trainer
 
 
-@dataclasses.dataclass(frozen=True)
-class GuideFit:
-    """What :func:`fit_guide` returns; ``print`` it for the verdict.
+@dataclasses.dataclass(frozen=True, repr=False)
+class GuideFit(Trained):
+    """A fitted guide, as :func:`fit_guide` returns it; ``print`` it for the verdict.
 
-    :ivar params: the trained parameters, for ``SVI``, ``Predictive`` and ``nf.NeuTraReparam``.
-    :ivar losses: negative ELBO estimate of each step, NaN where a step was skipped.
-    :ivar elbo: the ELBO of the result, from fresh draws.
-    :ivar elbo_error: its standard error.
-    :ivar khat: Pareto shape of the importance weights; see ``nf.diagnostics.psis_khat``.
-    :ivar ess: effective sample size of importance sampling, as a fraction of the draws.
-    :ivar num_skipped: steps left out because a value or a gradient was not finite.
-    :ivar verdict: one line.
+    :ivar guide: the guide.
+    :ivar args: arguments of the model that it was fitted to.
+    :ivar kwargs: keyword arguments of the model.
     """
 
-    params: dict[str, Any]
-    losses: np.ndarray
-    elbo: float
-    elbo_error: float
-    khat: float
-    ess: float
-    num_skipped: int
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the guide covers the posterior: k-hat below 0.7, or weights nearly equal."""
-        return self.khat < 0.7 or self.ess >= NEARLY_EQUAL
+    guide: AutoGuide
+    args: tuple
+    kwargs: dict[str, Any]
 
     @property
     def verdict(self) -> str:
+        """One line: reliable or not, and the figures."""
         figures = (
             f"ELBO {self.elbo:.3f} +- {self.elbo_error:.3f}, importance ESS {self.ess:.0%}, "
             f"k-hat {self.khat:.2f}"
@@ -77,10 +50,47 @@ class GuideFit:
     def __str__(self) -> str:
         return self.verdict
 
+    def __repr__(self) -> str:
+        return (
+            f"GuideFit({type(self.guide).__name__}, {len(self.losses)} steps, "
+            f"{'reliable' if self.trusted else 'not reliable'}, ELBO {self.elbo:.3f}, "
+            f"ESS {self.ess:.0%}, k-hat {self.khat:.2f})"
+        )
 
-def default_num_particles(dim: int) -> int:
-    """Draws per step: 128 up to 200 dimensions, then fewer, at least 16."""
-    return int(np.clip(25_600 // dim, 16, 128))
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> dict[str, Array]:
+        """Draws of the guide.
+
+        :param key: ``jax.random.key``.
+        :param sample_shape: leading shape of the draws.
+        :return: dict from latent and deterministic sites to ``(*sample_shape, *site_shape)``.
+        """
+        return self.guide.sample_posterior(
+            check_key(key), self.params, *self.args, sample_shape=tuple(sample_shape), **self.kwargs
+        )
+
+    def resample(
+        self, key: Array, num_samples: int = 1000, *, num_proposals: int | None = None
+    ) -> Resampled:
+        """Draws corrected by importance weights; see :func:`~numpyro_flows.importance_resample`."""
+        return importance_resample(
+            key,
+            self.guide,
+            self.params,
+            *self.args,
+            num_samples=num_samples,
+            num_proposals=num_proposals,
+            **self.kwargs,
+        )
+
+    def to_arviz(self, key: Array | None = None, *, num_samples: int = 1000) -> Any:
+        """Draws for ArviZ, with predictions; see :func:`~numpyro_flows.to_arviz`."""
+        return to_arviz(
+            self.guide, self.params, *self.args, key=key, num_samples=num_samples, **self.kwargs
+        )
+
+    def neutra(self) -> NeuTraReparam:
+        """Neural transport through this guide, for HMC: ``fitted.neutra().reparam(model)``."""
+        return NeuTraReparam(self.guide, self.params)
 
 
 def fit_guide(
@@ -163,185 +173,40 @@ def fit_guide(
     check_size("annealing_steps", annealing_steps, minimum=0)
     if not 0 < target_ess < 1:
         raise ValueError(f"target_ess: expected a number in (0, 1), got {target_ess}.")
-    init_key, judge_key = jax.random.split(key)
-
-    # The learning rate is a number of the optimiser's state, so that a plateau can change it.
-    optimizer = optax.inject_hyperparams(
-        lambda learning_rate: optax.chain(
-            optax.clip_by_global_norm(10.0), optax.adam(learning_rate)
+    train_key, judge_key, *_ = split(key, 4)
+    trainer = _trainer(train_key, guide, args, kwargs, elbo, num_particles, init_params or {})
+    try:
+        trained = train(
+            trainer,
+            judge_key,
+            num_steps=num_steps,
+            learning_rate=3e-3 if learning_rate is None else learning_rate,
+            annealing_steps=annealing_steps,
+            target_ess=target_ess,
+            num_draws=num_draws,
+            progress_bar=progress_bar,
         )
-    )(learning_rate=0.0)
-    check_summable(hidden_sites(guide.model, args, kwargs))
-    hidden = hidden_discrete(guide.model, args, kwargs)
-    objective, model = STL_ELBO, unblocked(guide.model)
-    if hidden:
-        from numpyro.contrib.funsor import config_enumerate  # needs the package funsor
-
-        objective, model = TraceEnum_ELBO, config_enumerate(model)
-    svi = SVI(model, with_penalties(guide), optimizer, elbo or objective())
-    state = svi.init(init_key, *args, init_params=init_params, **kwargs)
-    if elbo is None:
-        # Only now is the dimension known.
-        dim = getattr(guide, "latent_dim", 1)
-        svi.loss = objective(num_particles=num_particles or default_num_particles(dim))
-    peak = 3e-3 if learning_rate is None else learning_rate
-
-    arguments = split_arguments(args, kwargs)
-    schedule = _Schedule(
-        num_steps, getattr(svi.loss, "num_particles", 1), annealing_steps, target_ess
-    )
-    losses: list[np.ndarray] = []
-    best_loss, best, best_step = np.inf, svi.get_params(state), 0
-    run = _program(svi)
-    with trange(num_steps, disable=not progress_bar) as bar:
-        while True:
-            rates = peak * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
-            controls = (rates, schedule.temper(len(rates)) if annealing_steps else None)
-            state, made = run(
-                state,
-                jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), controls),
-                *arguments,
-            )
-            chunk = np.asarray(made)
-            losses.append(chunk)
-            finite = chunk[np.isfinite(chunk)]
-            annealed = schedule.step < annealing_steps  # its losses are those of another target
-            is_best = not annealed and len(finite) > len(chunk) / 2 and finite.mean() < best_loss
-            schedule.advance(chunk)
-            if is_best:
-                best_loss, best, best_step = finite.mean(), svi.get_params(state), schedule.step
-            bar.total = schedule.stop
-            bar.update(len(chunk))
-            if len(finite):
-                bar.set_postfix_str(f"loss {finite.mean():.4g}", refresh=False)
-            if schedule.step < schedule.stop:
-                continue
-
-            all_losses = np.concatenate(losses)
-            if not np.isfinite(all_losses).any():
-                found = blame(judge_key, guide, svi.get_params(state), args, kwargs)
-                raise ValueError(
-                    "The loss was never finite, nor its gradient. "
-                    f"{found or 'The model and the guide are finite at the start, site by site.'} "
-                    "If the model is right, start elsewhere with `init_loc_fn`."
-                )
-            candidates = [best] if best_step == schedule.step else [svi.get_params(state), best]
-            judged = [
-                _judged(
-                    params,
-                    all_losses,
-                    importance_log_weights(
-                        judge_key, guide, params, *args, num_samples=num_draws, **kwargs
-                    ),
-                )
-                for params in candidates
-            ]
-            fitted = max(judged, key=lambda fit: np.nan_to_num(fit.elbo, nan=-np.inf))
-            if fitted.trusted or not schedule.resume():
-                return fitted
+    except NeverFinite as error:
+        found = blame(judge_key, guide, error.params, args, kwargs)
+        raise NeverFinite(error.params, found) from error
+    return GuideFit(**vars(trained), guide=guide, args=args, kwargs=kwargs)
 
 
-def _judged(params: dict[str, Any], losses: np.ndarray, drawn: Array) -> GuideFit:
-    """What log importance weights of fresh draws say of these parameters."""
-    log_weights = np.asarray(drawn, float)
-    return GuideFit(
-        params=params,
-        losses=losses,
-        elbo=float(log_weights.mean()),
-        elbo_error=float(log_weights.std() / len(log_weights) ** 0.5),
-        khat=psis_khat(log_weights),
-        ess=importance_ess(log_weights),
-        num_skipped=int((~np.isfinite(losses)).sum()),
-    )
-
-
-class _Schedule:
-    """Learning rates as fractions of the largest, and when to stop.
-
-    The rate rises, holds, and falls as a cosine. The fall begins when half of the steps are left;
-    or earlier, when the loss has ceased to fall, and then takes as long as all before it; or when
-    the spread of the losses says that the importance weights are nearly equal, and then takes half
-    as long. What ended early can be resumed once.
-
-    :param num_steps: largest number of steps.
-    :param num_particles: draws of which each loss is the mean.
-    :param annealing_steps: first steps, whose losses say nothing.
-    :param target_ess: importance ESS above which weights are nearly equal.
-    """
-
-    def __init__(
-        self, num_steps: int, num_particles: int, annealing_steps: int = 0, target_ess: float = 0.99
-    ):
-        self.begin = self.step = 0
-        self.stop = self.num_steps = num_steps
-        self.warm_up = min(WARM_UP, max(1, num_steps // 10))
-        self.annealing = annealing_steps
-        self.fall = num_steps // 2
-        self.num_particles = num_particles
-        self.equal = (1 / target_ess - 1) ** 0.5
-        self.losses = np.empty(0)
-
-    def rates(self, num: int) -> np.ndarray:
-        steps = np.arange(self.step, self.step + num)
-        rise = np.minimum(1.0, (steps - self.begin + 1) / self.warm_up)
-        share = np.clip((steps - self.fall) / max(1, self.stop - self.fall), 0.0, 1.0)
-        return rise * 0.5 * (1 + np.cos(np.pi * share))
-
-    def temper(self, num: int) -> np.ndarray:
-        """Factors of the model's log density."""
-        return np.clip((self.step + np.arange(num)) / max(1, self.annealing), 0.01, 1.0)
-
-    def advance(self, losses: np.ndarray) -> None:
-        self.step += len(losses)
-        self.losses = np.append(self.losses, losses)
-        started = max(self.warm_up, self.annealing)
-        if self.begin or self.step >= self.fall or self.step < started + 2 * WINDOW:
-            return
-        # Longer windows later on: what falls slowly needs more steps to be seen beside its noise.
-        window = max(WINDOW, self.step // 3)
-        latest = np.split(self.losses[-2 * window :], 2)
-        before, after = (part[np.isfinite(part)] for part in latest)
-        if min(len(before), len(after)) < WINDOW / 2:
-            return
-        error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
-        # A loss is the mean of log weights, whose variance v makes their ESS 1 / (1 + v).
-        if after.std() * self.num_particles**0.5 < self.equal:
-            # A last chunk of another length would be another program to compile.
-            end = -(-self.step * 3 // (2 * CHUNK)) * CHUNK
-            self.fall, self.stop = self.step, min(self.stop, end)
-        elif before.mean() - after.mean() < max(error, SMALLEST_GAIN):
-            self.fall, self.stop = self.step, min(self.stop, 2 * self.step)
-
-    def resume(self) -> bool:
-        """Allow as many steps again as were made, if some are left and this is the first time."""
-        if self.begin or self.step >= self.num_steps:
-            return False
-        self.begin, self.stop = self.step, min(self.num_steps, 2 * self.step)
-        self.fall = (self.begin + self.stop) // 2
-        return True
-
-
-def _program(svi: SVI) -> Any:
-    """A program that makes one step for each learning rate."""
-
-    @jit(static_argnums=3)
-    def run(
-        state: SVIState, controls: tuple[Array, Array | None], traced: Any, static: Static
-    ) -> tuple[SVIState, Array]:
-        args, kwargs = join_arguments(traced, static)
-
-        def step(state: SVIState, control: tuple[Array, Array | None]) -> tuple[SVIState, Array]:
-            rate, factor = control
-            here = svi
-            if factor is not None:
-                here = copy.copy(svi)
-                here.model = handlers.scale(svi.model, scale=factor)
-            count, (params, opt_state) = state.optim_state
-            hyperparams = opt_state.hyperparams | {"learning_rate": rate}
-            opt_state = opt_state._replace(hyperparams=hyperparams)
-            state = state._replace(optim_state=(count, (params, opt_state)))
-            return here.stable_update(state, *args, **kwargs)
-
-        return jax.lax.scan(step, state, controls)
-
-    return run
+def _trainer(
+    key: Array,
+    guide: AutoGuide,
+    args: tuple,
+    kwargs: dict[str, Any],
+    elbo: ELBO | None,
+    num_particles: int | None,
+    init_params: dict[str, Any],
+) -> Trainer:
+    hidden = hidden_sites(guide.model, args, kwargs)
+    check_summable(hidden)
+    summed = all(site["fn"].has_enumerate_support for site in hidden.values())
+    if isinstance(guide, AutoFlow):
+        set_up_key, key, *_ = split(key, 4)
+        begun = guide.set_up(set_up_key, args, kwargs)
+        if elbo is None and summed and not own_params(guide.prototype_trace):
+            return LatentTrainer(key, guide, begun, num_particles, init_params)
+    return SVITrainer(key, guide, args, kwargs, elbo, num_particles, init_params)

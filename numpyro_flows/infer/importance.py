@@ -1,7 +1,5 @@
 """How far a guide is from the posterior, and draws corrected for it, by importance weights."""
 
-import weakref
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +13,11 @@ from numpyro.infer.util import log_density
 from ..checks import check_key, check_size
 from ..compilation import jit
 from ..diagnostics import psis
-from .arguments import Static, join_arguments, split_arguments
 from .density import check_set_up, log_joint
-from .guide import check_exact
-
-#: Draws whose densities are computed at once.
-BATCH = 500
+from .guide import AutoFlow
+from .guide_flow import check_exact
+from .maps import BATCH, Weighted, draw
+from .traced import Traced
 
 
 def weighted_draws(
@@ -30,53 +27,34 @@ def weighted_draws(
     args: tuple,
     kwargs: dict[str, Any],
     num_draws: int,
-) -> tuple[dict[str, Array], Array, Array]:
-    """Draws of the model's latent and deterministic sites, and log densities of model and guide."""
+) -> Weighted:
+    """Draws of a guide with log densities of model and guide, the model at these arguments."""
     check_key(key)
     check_size("number of draws", num_draws)
     check_set_up(guide)
-    return _compiled(guide)(
-        jax.random.split(key, num_draws), params, *split_arguments(args, kwargs)
-    )
+    if isinstance(guide, AutoFlow):
+        return draw(guide.learned(params, args, kwargs), key, num_draws)
+
+    def one(key: Array, params: dict[str, Any]) -> Weighted:
+        guide_key, model_key = jax.random.split(key)
+        log_q, trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
+        check_exact([site.get("fn") for site in trace.values()])
+        latent = {
+            name: site["value"]
+            for name, site in trace.items()
+            if site["type"] == "sample" and not site["infer"].get("is_auxiliary")
+        }
+        plates = {name: site["value"] for name, site in trace.items() if site["type"] == "plate"}
+        joint = log_joint(guide.model, model_key, args, kwargs, params | plates | latent)
+        return Weighted(joint.sites, joint.log_density, jnp.asarray(log_q))
+
+    return _each(Traced(one, key, params), jax.random.split(key, num_draws), params)
 
 
-# Programs by guide, which they must not keep alive, as it holds data.
-_PROGRAMS: weakref.WeakKeyDictionary[AutoGuide, Any] = weakref.WeakKeyDictionary()
-
-
-def _compiled(guide: AutoGuide) -> Any:
-    if guide not in _PROGRAMS:
-        _PROGRAMS[guide] = _program(weakref.ref(guide))
-    return _PROGRAMS[guide]
-
-
-def _program(reference: Callable[[], AutoGuide | None]) -> Any:
-    @jit(static_argnums=3)
-    def run(
-        keys: Array, params: dict[str, Any], traced: Any, static: Static
-    ) -> tuple[dict[str, Array], Array, Array]:
-        args, kwargs = join_arguments(traced, static)
-        guide = reference()
-        assert guide is not None  # the caller holds it
-
-        def one(key: Array) -> tuple[dict[str, Array], Array, Array]:
-            guide_key, model_key = jax.random.split(key)
-            log_q, trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
-            check_exact([site.get("fn") for site in trace.values()])
-            latent = {
-                name: site["value"]
-                for name, site in trace.items()
-                if site["type"] == "sample" and not site["infer"].get("is_auxiliary")
-            }
-            plates = {
-                name: site["value"] for name, site in trace.items() if site["type"] == "plate"
-            }
-            joint = log_joint(guide.model, model_key, args, kwargs, params | plates | latent)
-            return joint.sites, joint.log_density, jnp.asarray(log_q)
-
-        return jax.lax.map(one, keys, batch_size=min(len(keys), BATCH))
-
-    return run
+@jit(once=True)
+def _each(traced: Traced, keys: Array, params: dict[str, Any]) -> Weighted:
+    size = min(len(keys), BATCH)
+    return jax.lax.map(lambda key: traced(key, params), keys, batch_size=size)
 
 
 def importance_log_weights(

@@ -1,5 +1,6 @@
 """NUTS that learns its own coordinates."""
 
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -11,21 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import biject_to
+from numpyro.distributions import biject_to, constraints
 from numpyro.infer import MCMC
 from numpyro.infer.hmc import HMCState, hmc
-from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from ..checks import check_size
-from ..compilation import is_traced, jit
+from ..compilation import is_outside, is_traced, jit
 from ..distribution import FlowDistribution
 from .arguments import Static, join_arguments, split_arguments
-from .density import latent_of
-from .guide import AutoFlow, guide_flow
-from .learning import GOOD_ENOUGH, TRAIN, Learned, Trial, finite_start, learn, warped_potential
-from .supports import wrapped
+from .guide import AutoFlow
+from .guide_flow import guide_flow
+from .latent_space import sites_of
+from .learning import GOOD_ENOUGH, TRAIN, Chosen, Learned, Trial, learn
+from .maps import LearnedMap
 
 #: Fewest iterations in which NUTS finds a step size.
 LEAST_WARMUP: Final = 20
@@ -36,7 +37,7 @@ class FlowNUTSState(NamedTuple):
 
     :ivar z: unconstrained values of the model's sites.
     :ivar warped: NUTS's own state, in the flow's base space.
-    :ivar flow: parameters of the map from there to the sites.
+    :ivar flow: the map from there to the sites.
     :ivar jumped: whether this iteration ended with an accepted jump.
     :ivar num_gradients: gradients of the model so far, warm-up included.
     :ivar rng_key: of the chain.
@@ -44,7 +45,7 @@ class FlowNUTSState(NamedTuple):
 
     z: dict[str, Array]
     warped: HMCState
-    flow: Any
+    flow: Chosen
     jumped: Array
     num_gradients: Array
     rng_key: Array
@@ -238,6 +239,7 @@ class FlowNUTS(MCMCKernel):
         self._init_fn: Any = None
         self._sample_fn: Any = None
         self._built_for: Any = None
+        self._num_warmup = 0
 
     @property
     def model(self) -> Callable:
@@ -252,8 +254,8 @@ class FlowNUTS(MCMCKernel):
 
         :raises ValueError: before a map was learned.
         """
-        guide = self._known().guide
-        return guide._unpack_latent(jnp.arange(guide.latent_dim))
+        space = self._known().model.space
+        return space.unpack(jnp.arange(space.dim))
 
     @property
     def sample_field(self) -> str:
@@ -279,12 +281,17 @@ class FlowNUTS(MCMCKernel):
         if self._learned is not None and _same(arguments, self._arguments):
             return self._learned
         # Chains may be initialised under `vmap` or `pmap`; what is learned does not depend on them.
-        with jax.ensure_compile_time_eval(), handlers.block():
-            key = jax.random.key(self._seed)
-            model = self._checked_model(key, args, kwargs)
-            strategy = self._init_strategy or init_to_uniform
-            guide = AutoFlow(model, self._flow, prefix="flow", init_loc_fn=strategy)
-            learned = learn(key, guide, args, kwargs, **self._learning)
+        now = contextlib.nullcontext() if is_outside() else jax.ensure_compile_time_eval()
+        with now, handlers.block():
+            learned = learn(
+                jax.random.key(self._seed),
+                self._model,
+                self._flow,
+                self._init_strategy,
+                args,
+                kwargs,
+                **self._learning,
+            )
         flows = [trial for trial in learned.trials if trial.name.startswith("flow")]
         if flows and not learned.uses_flow:
             warnings.warn(
@@ -301,29 +308,14 @@ class FlowNUTS(MCMCKernel):
             raise ValueError("FlowNUTS: nothing was learned yet. Call `mcmc.run(key, ...)` first.")
         return self._learned
 
-    def _checked_model(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> Callable:
-        """The model with its ``param`` sites held, if it is one that can be sampled."""
-        strategy = self._init_strategy or init_to_uniform  # draws where a prior has none
-        started = handlers.substitute(handlers.seed(self._model, key), substitute_fn=strategy)
-        trace = handlers.trace(started).get_trace(*args, **kwargs)
-        latent = latent_of(trace)
-        discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
-        if discrete:
-            raise ValueError(
-                f"FlowNUTS: site {discrete[0]!r} is discrete and latent, and flows are continuous. "
-                "Sum it out in the model (`dist.MixtureSameFamily`, `numpyro.factor`), or sample "
-                "it with `numpyro.infer.DiscreteHMCGibbs(numpyro.infer.NUTS(model))`."
-            )
-        if not latent:
-            raise ValueError(
-                "FlowNUTS: the model has no latent sites, so there is nothing to sample. Are all "
-                "its sites observed?"
-            )
-        held = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
-        return handlers.substitute(self._model, data=held) if held else self._model
+    def _map_at(self, chosen: Chosen, args: tuple, kwargs: dict[str, Any]) -> LearnedMap:
+        """The map with the model at these arguments, whatever it was learned for."""
+        density = self._known().model.log_density(args, kwargs)
+        return LearnedMap(density, *chosen)
 
-    def _potential(self, params: Any, args: tuple, kwargs: dict[str, Any]) -> Callable:
-        return warped_potential(self._known().guide, params, args, kwargs)
+    def _potential(self, chosen: Chosen, args: tuple, kwargs: dict[str, Any]) -> Callable:
+        learned = self._map_at(chosen, args, kwargs)
+        return lambda u: -learned.log_density(u)
 
     def init(
         self,
@@ -350,6 +342,7 @@ class FlowNUTS(MCMCKernel):
                 f"FlowNUTS: expected num_warmup of at least {LEAST_WARMUP}, in which NUTS finds "
                 f"its step size, got {num_warmup}. (The flow is learned before, and needs none.)"
             )
+        self._num_warmup = num_warmup
         learned = self._learn(model_args, kwargs)
         traced, static = split_arguments(model_args, kwargs)
         many = not is_prng_key(rng_key)
@@ -359,37 +352,38 @@ class FlowNUTS(MCMCKernel):
             self._built_for = built_for
         if init_params is not None:
             init_params = self._checked_start(init_params, rng_key.shape[:1] if many else ())
-        warped = self._init_fn(rng_key, init_params, learned.params, traced)
-        rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
-        z = self._sites(learned.params, warped.z)
-        no = jnp.zeros(warped.i.shape, bool)
-        return FlowNUTSState(z, warped, learned.params, no, jnp.zeros_like(warped.i), rng_key)
+        return self._init_fn(rng_key, init_params, learned.chosen, traced)
 
     def _build(self, num_warmup: int, many: bool, static: Static) -> None:
         """The programs that start one or many chains and move them on."""
         init, sample = hmc(potential_fn_gen=self._potential, algo="NUTS")
         learned = self._known()
-        good, wide = learned.ess >= GOOD_ENOUGH, learned.guide.latent_dim >= 50
-        chosen = {
+        good, wide = learned.ess >= GOOD_ENOUGH, learned.model.space.dim >= 50
+        chosen_by_us = {
             "adapt_mass_matrix": not good,
             "target_accept_prob": 0.7 if good and wide else 0.8,
         }
         settings = {
-            name: chosen[name] if value is None else value for name, value in self._nuts.items()
+            name: chosen_by_us[name] if value is None else value
+            for name, value in self._nuts.items()
         }
 
         # Compiled as one: run bit by bit, its many small programs take seconds.
-        @jit
-        def begin(rng_key: Array, init_params: Any, params: Any, traced: Any) -> HMCState:
+        @jit(once=True)
+        def begin(rng_key: Array, init_params: Any, chosen: Chosen, traced: Any) -> FlowNUTSState:
             args, kwargs = join_arguments(traced, static)
 
             def chain(rng_key: Array, init_params: Any) -> HMCState:
                 start_key, rng_key = jax.random.split(rng_key)
-                start = self._start(start_key, init_params, params, args, kwargs)
-                arguments = (params, args, kwargs)
+                start = self._start(start_key, init_params, chosen, args, kwargs)
+                arguments = (chosen, args, kwargs)
                 return init(start, num_warmup, model_args=arguments, rng_key=rng_key, **settings)
 
-            return (jax.vmap(chain) if many else chain)(rng_key, init_params)
+            warped = (jax.vmap(chain) if many else chain)(rng_key, init_params)
+            rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
+            no = jnp.zeros(warped.i.shape, bool)
+            z = self._sites(chosen, warped.z)
+            return FlowNUTSState(z, warped, chosen, no, jnp.zeros_like(warped.i), rng_key)
 
         self._init_fn = begin
         # A flow has one set of weights for all chains, which keeps its products matrix by matrix.
@@ -399,9 +393,9 @@ class FlowNUTS(MCMCKernel):
         self, init_params: dict[str, Any], chains: tuple[int, ...]
     ) -> dict[str, Array]:
         """Values of the latent sites alone, of the shapes that the chains need."""
-        guide = self._known().guide
-        example = jax.eval_shape(guide._unpack_latent, jnp.zeros(guide.latent_dim))
-        if unknown := [name for name in init_params if name not in guide.prototype_trace]:
+        learned = self._known()
+        example = dict(learned.model.space.shapes)
+        if unknown := [name for name in init_params if name not in learned.model.names]:
             raise ValueError(
                 f"init_params: the model has no site {unknown[0]!r}; its latent sites are "
                 f"{sorted(example)}."
@@ -413,7 +407,7 @@ class FlowNUTS(MCMCKernel):
             )
         start = {name: jnp.asarray(init_params[name]) for name in example}
         for name, value in start.items():
-            if value.shape != (expected := chains + example[name].shape):
+            if value.shape != (expected := chains + example[name]):
                 raise ValueError(
                     f"init_params: expected shape {expected} for site {name!r}, the number of "
                     f"chains first if there are several, got {value.shape}."
@@ -421,40 +415,49 @@ class FlowNUTS(MCMCKernel):
         return start
 
     def _start(
-        self, key: Array, init_params: Any, params: Any, args: tuple, kwargs: dict[str, Any]
+        self, key: Array, init_params: Any, chosen: Chosen, args: tuple, kwargs: dict[str, Any]
     ) -> Array:
         """Where a chain starts in the base space."""
-        guide = self._known().guide
+        model, space = self._known().model, self._known().model.space
         if init_params is not None:
-            supports = {name: guide.prototype_trace[name]["fn"].support for name in init_params}
-            values = {name: biject_to(supports[name])(x) for name, x in init_params.items()}
-            latent = guide._pack(values, supports.__getitem__)
+            # NumPyro's unconstrained values are ours, but for angles, which it cuts.
+            latent = space.pack(
+                {
+                    name: biject_to(constraints.circular)(x) if name in space.circular else x
+                    for name, x in init_params.items()
+                }
+            )
         elif self._init_strategy is not None:
             with handlers.block():
-                latent = guide._start_latent(key, args, kwargs)
+                latent = model.set_up(key, args, kwargs).start
         else:
-            return finite_start(self._potential(params, args, kwargs), guide.get_base_dist(), key)
-        sites, windings = guide._unpack_latent(latent), guide.get_windings(params)
-        turned = [windings[name].inv(x) if name in windings else x for name, x in sites.items()]
-        latent = jnp.concatenate([x.reshape(-1) for x in turned])
-        return guide.get_transform(params).inv(latent)
+            return self._map_at(chosen, args, kwargs).sample_start(key)
+        return chosen.flow.transform.inv(space.wind(latent, chosen.windings))
 
-    def _sites(self, params: Any, u: Array) -> dict[str, Array]:
+    def _sites(self, chosen: Chosen, u: Array) -> dict[str, Array]:
         """Unconstrained values of the sites from points of the base space, ``(*batch, dim)``."""
-        guide = self._known().guide
-        return guide._unpack_latent(guide.get_transform(params)(u))
+        return self._known().model.space.unpack(chosen.flow.transform(u))
 
     def sample(
         self, state: FlowNUTSState, model_args: tuple, model_kwargs: dict[str, Any]
     ) -> FlowNUTSState:
         """One iteration of NUTS in the base space, and a jump if it is time for one."""
         arguments = (state.flow, model_args, model_kwargs)
-        warped = self._sample_fn(state.warped._replace(rng_key=state.rng_key), arguments)
+        many = not is_prng_key(state.rng_key)
+        begun = state.warped._replace(rng_key=state.rng_key)
+        # What is known of the point where warm-up ended may be of other arguments.
+        refresh = functools.partial(self._refresh, arguments)
+        begun = jax.lax.cond(
+            begun.i.reshape(-1)[0] == self._num_warmup,
+            jax.vmap(refresh) if many else refresh,
+            lambda warped: warped,
+            begun,
+        )
+        warped = self._sample_fn(begun, arguments)
         spent = state.num_gradients + warped.num_steps
         jumped = jnp.zeros_like(state.jumped)
         if self._jump_every:
             jump = functools.partial(self._jump, arguments)
-            many = not is_prng_key(state.rng_key)
             time = warped.i.reshape(-1)[0] % self._jump_every == 0
             warped, jumped = jax.lax.cond(
                 time,
@@ -467,10 +470,14 @@ class FlowNUTS(MCMCKernel):
         rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
         return FlowNUTSState(z, warped, state.flow, jumped, spent, rng_key)
 
+    def _refresh(self, arguments: tuple, warped: HMCState) -> HMCState:
+        """Energy and gradient at the current point, at these arguments."""
+        energy, grad = jax.value_and_grad(self._potential(*arguments))(warped.z)
+        return warped._replace(potential_energy=energy, z_grad=grad)
+
     def _jump(self, arguments: tuple, warped: HMCState) -> tuple[HMCState, Array]:
         """An independence Metropolis step with the base distribution as proposal."""
-        base = self._known().guide.get_base_dist()
-        potential = self._potential(*arguments)
+        base, potential = arguments[0].flow.base_dist, self._potential(*arguments)
         key, propose_key, accept_key = jax.random.split(warped.rng_key, 3)
         proposal = base.sample(propose_key)
         energy, grad = jax.value_and_grad(potential)(proposal)
@@ -485,31 +492,10 @@ class FlowNUTS(MCMCKernel):
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict[str, Any]) -> Callable:
         """From unconstrained values to those of the latent and deterministic sites."""
-        learned = self._learned
-        if learned is None:
+        if self._learned is None:
             return lambda z: z
-        trace = learned.guide.prototype_trace
-        angles = learned.guide.circular
-        model = handlers.seed(learned.guide.model, 0)
-        follow = any(site["type"] == "deterministic" for site in trace.values())
-
-        def postprocess(z: dict[str, Array]) -> dict[str, Array]:
-            values = {
-                name: wrapped(x) if name in angles else biject_to(trace[name]["fn"].support)(x)
-                for name, x in z.items()
-            }
-            if not follow:
-                return values
-            with handlers.block():
-                run = handlers.trace(handlers.substitute(model, data=values))
-                sites = run.get_trace(*model_args, **model_kwargs)
-            return values | {
-                name: site["value"]
-                for name, site in sites.items()
-                if site["type"] == "deterministic"
-            }
-
-        return postprocess
+        density = self._learned.model.log_density(model_args, model_kwargs)
+        return functools.partial(sites_of, density)
 
     def report(self, mcmc: MCMC | None = None) -> FlowNUTSReport:
         """What was learned, and with the run how it went.

@@ -1,12 +1,10 @@
-"""How FlowNUTS learns its map: candidates, each accepted only if it is better than the last.
+"""How a map is learned: candidates, each accepted only if it is better than the last.
 
-The first candidate is the guide's preconditioner, an affine map found by optimisation. A flow
-trained by its ELBO follows where that is not enough, then maps trained on the draws of short pilot
-chains and their scores. What is accepted only makes the sampler faster: any map leaves the
-posterior what it is.
+The first candidate is an affine map found by optimisation. A flow trained by its ELBO follows where
+that is not enough, then maps trained on the draws of short pilot chains and their scores. What is
+accepted only makes a sampler faster: any map leaves the posterior what it is.
 """
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -16,29 +14,31 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from numpyro import handlers
-from numpyro.infer.hmc import hmc
-from numpyro.infer.util import potential_energy
+from numpyro.infer.initialization import init_to_uniform
 
-from ..compilation import is_traced, jit
+from ..compilation import is_traced, split
 from ..diagnostics import importance_ess, psis_khat
 from ..distribution import FlowDistribution, combine, partition
 from ..training import fit
 from ..transforms import FixedAffine
-from .arguments import Static, join_arguments, split_arguments
+from .density import own_params
 from .fisher import (
     Scored,
     affine_of_moments,
     affine_of_scores,
     divergence_of,
     fit_fisher,
-    log_density_of,
-    through,
+    mean_log_density,
 )
-from .fit import default_num_particles, fit_guide
-from .guide import AutoFlow, build
-from .importance import importance_log_weights
-from .reparam import NeuTraReparam
+from .guide import AutoFlow
+from .guide_flow import guide_flow
+from .latent_space import LatentSpace, LogDensity, SetUp
+from .maps import LearnedMap, draw
+from .pilots import base_starts, divide, run_pilots
+from .supports import Winding
+from .train import NeverFinite
+from .train import train as train_guide
+from .trainers import LatentTrainer
 
 TRAIN: Final = ("auto", "vi", "fisher")
 #: Importance ESS above which a map leaves nothing worth learning.
@@ -79,258 +79,224 @@ class Trial:
         return f"{self.name}: {verb}, {self.measure} {self.before:.4g} to {self.after:.4g}"
 
 
-class Learned(NamedTuple):
-    """A map, how it was found, and the model gradients that it took."""
+class Model(NamedTuple):
+    """A model as a sampler sees it: its ``param`` sites held, and where its chains may start.
 
-    guide: AutoFlow
-    params: dict[str, Any]
+    :ivar function: the NumPyro model.
+    :ivar held: values of its ``param`` sites.
+    :ivar init_strategy: NumPyro's initialisation strategy.
+    :ivar space: its latent space at the arguments of the learning.
+    :ivar names: of all its sites.
+    """
+
+    function: Callable
+    held: dict[str, Array]
+    init_strategy: Callable
+    space: LatentSpace
+    names: frozenset[str]
+
+    def set_up(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> SetUp:
+        """A run of the model at a start."""
+        return SetUp("FlowNUTS", self.function, self.init_strategy, key, args, kwargs)
+
+    def log_density(self, args: tuple, kwargs: dict[str, Any]) -> LogDensity:
+        """Its log density at these arguments, their supports included."""
+        key, space = jax.random.key(0), self.space
+        if space.depends_on_arguments:
+            space = self.set_up(key, args, kwargs).space
+        return LogDensity(self.function, space, args, kwargs, key, self.held, as_nuts=True)
+
+
+class Chosen(NamedTuple):
+    """A map without the model: what a chain carries.
+
+    :ivar flow: over the latent space.
+    :ivar windings: what unwinds angles, by site.
+    """
+
+    flow: FlowDistribution
+    windings: dict[str, Winding]
+
+
+class Learned(NamedTuple):
+    """A map, how it was found, and the model gradients that it took.
+
+    It holds no data: the model is joined to it at the arguments of each call.
+    """
+
+    model: Model
+    chosen: Chosen
     trials: tuple[Trial, ...]
+    uses_flow: bool
     khat: float
     ess: float
     num_gradients: int
     pilot_divergences: int
 
-    @property
-    def uses_flow(self) -> bool:
-        """Whether the map is more than affine."""
-        return self.guide._recipe is not affine_only
+
+class _Guide(AutoFlow):
+    """The guide of a sampler, in whose name errors speak."""
+
+    title = "FlowNUTS"
 
 
-def warped_potential(
-    guide: AutoFlow, params: dict[str, Any], args: tuple, kwargs: dict[str, Any]
-) -> Callable[[Array], Array]:
-    """Negative log density of the model in the base space of a guide, up to a constant."""
-    model = handlers.seed(NeuTraReparam(guide, params).reparam(guide.model), 0)
-    name = f"{guide.prefix}_shared_latent"
-    return lambda u: potential_energy(model, args, kwargs, {name: u})
+class _Candidate(NamedTuple):
+    """An affine map, and the parameters of a flow in front of it; None where it is affine."""
 
-
-def affine_only(key: Array, dim: int) -> FlowDistribution:
-    """The recipe of a guide that is its preconditioner and nothing else."""
-    zero = jnp.zeros(dim)
-    return FlowDistribution(dist.Normal(zero, 1.0), FixedAffine(zero, 1.0))
-
-
-def with_flow(guide: AutoFlow, recipe: Callable[..., FlowDistribution]) -> AutoFlow:
-    """A guide that is set up, with another recipe."""
-    other = copy.copy(guide)
-    other._recipe = recipe
-    other._rest = build(recipe, guide.latent_dim, jax.random.key(0))[1]
-    return other
-
-
-class _Pilot(NamedTuple):
-    draws: Scored
-    num_gradients: Array
-    num_divergences: Array
-
-
-@jit(static_argnums=(0, 4, 5))
-def _base_starts(
-    guide: AutoFlow, params: Any, key: Array, traced: Any, static: Static, num: int
-) -> Array:
-    """Draws of a guide's base at which the density is finite, ``(num, dim)``."""
-    args, kwargs = join_arguments(traced, static)
-    potential = warped_potential(guide, params, args, kwargs)
-    keys = jax.random.split(key, num)
-    return jax.vmap(lambda key: finite_start(potential, guide.get_base_dist(), key))(keys)
-
-
-@jit(static_argnums=(0, 4, 5))
-def _model_starts(
-    guide: AutoFlow, params: Any, key: Array, traced: Any, static: Static, num: int
-) -> Array:
-    """Starts of the initialisation strategy, in a guide's base space, ``(num, dim)``."""
-    args, kwargs = join_arguments(traced, static)
-    keys = jax.random.split(key, num)
-    latent = jax.vmap(lambda key: guide._start_latent(key, args, kwargs))(keys)
-    return guide.get_transform(params).inv(latent)
-
-
-@jit(static_argnums=(0, 5, 6))
-def _pilot(
-    guide: AutoFlow,
-    params: dict[str, Any],
-    starts: Array,
-    key: Array,
-    traced: Any,
-    static: Static,
-    num_draws: int,
-) -> _Pilot:
-    """Short NUTS chains in a guide's base space; draws ``(chains, draws, dim)`` in the model's."""
-    args, kwargs = join_arguments(traced, static)
-    potential = warped_potential(guide, params, args, kwargs)
-    init, sample = hmc(potential, algo="NUTS")
-
-    def chain(start: Array, key: Array) -> Any:
-        state = init(start, num_warmup=num_draws, max_tree_depth=8, rng_key=key)
-
-        def step(state: Any, _: None) -> Any:
-            state = sample(state)
-            return state, (state.z, -state.z_grad, state.num_steps, state.diverging)
-
-        _, (u, score, steps, diverging) = jax.lax.scan(step, state, length=2 * num_draws)
-        return u[num_draws:], score[num_draws:], steps.sum(), diverging[num_draws:].sum()
-
-    u, score, steps, diverging = jax.vmap(chain)(starts, jax.random.split(key, len(starts)))
-    draws = through(guide.get_transform(params).inv, Scored(u, score))
-    return _Pilot(draws, steps.sum(), diverging.sum())
-
-
-def finite_start(potential: Callable[[Array], Array], base: Any, key: Array, num: int = 20) -> Any:
-    """A draw of the base where the potential is finite; the last of ``num`` if none is."""
-    draws = base.sample(key, (num,))
-    finite = jnp.isfinite(jax.lax.map(potential, draws))
-    return draws[jnp.where(finite.any(), jnp.argmax(finite), -1)]
+    affine: FixedAffine
+    params: Any = None
 
 
 class _Learner:
     """The map accepted so far, and the stages that propose others."""
 
     def __init__(self, key: Array, guide: AutoFlow, args: tuple, kwargs: dict[str, Any]):
-        setup_key, locate_key, self._flow_key, self._weight_key, self._key = jax.random.split(
-            key, 5
+        set_up_key, locate_key, self._flow_key, self._key = split(key, 4)
+        begun = guide.set_up(set_up_key, args, kwargs)
+        trace = guide.prototype_trace
+        self.model = Model(
+            guide.model, own_params(trace), guide.init_loc_fn, guide.space, frozenset(trace)
         )
-        self._args, self._kwargs = args, kwargs
-        self._arguments = split_arguments(args, kwargs)
-        with handlers.seed(rng_seed=setup_key):
-            guide._setup_prototype(*args, **kwargs)
-        located = guide._locate(locate_key, args, kwargs)
-        self._names = f"{guide.prefix}_flow$params", f"{guide.prefix}_preconditioner"
-        self._rich, self._simple = guide, with_flow(guide, affine_only)
-        self._located = located.affine
-        self.guide, self.params = self._simple, self._fresh(affine_only, located.affine)
-        self.num_gradients, self.pilot_divergences = int(located.num_gradients), 0
+        self._guide = guide
+        self._density = self.model.log_density(args, kwargs)
+        self._begun = begun._replace(density=self._density)
+        self._starts = self.model.set_up(set_up_key, args, kwargs).starts
+        self._located, self.num_gradients = guide.locate(locate_key, self._begun)
+        self.accepted, self.pilot_divergences = _Candidate(self._located), 0
         self.trials: list[Trial] = []
         self.judge()
 
-    def _next_key(self) -> Array:
-        self._key, key = jax.random.split(self._key)
-        return key
+    def _next_keys(self) -> tuple[Array, Array]:
+        self._key, one, two, _ = split(self._key, 4)
+        return one, two
 
-    def _fresh(
-        self, recipe: Callable[..., FlowDistribution], affine: FixedAffine
-    ) -> dict[str, Any]:
-        """Parameters of a guide whose flow is still the identity."""
-        flow, _ = build(recipe, self._rich.latent_dim, self._flow_key)
-        return dict(zip(self._names, (flow, affine), strict=True))
+    def flow(self, candidate: _Candidate) -> FlowDistribution:
+        """A candidate over the latent space."""
+        if candidate.params is not None:
+            return self._guide.flow(candidate.params, candidate.affine)
+        zero = np.zeros(self._guide.latent_dim, jnp.result_type(float))
+        return FlowDistribution(dist.Normal(zero, np.ones_like(zero)), candidate.affine)
 
-    @property
-    def _affine(self) -> FixedAffine:
-        return self.params[self._names[1]]
+    def map(self, candidate: _Candidate | None = None) -> LearnedMap:
+        """A candidate, by default the accepted one, with the model."""
+        candidate = self.accepted if candidate is None else candidate
+        windings = self._guide.windings(candidate.affine)
+        return LearnedMap(self._density, self.flow(candidate), windings)
+
+    def result(self) -> Learned:
+        """What was learned."""
+        learned = self.map()
+        return Learned(
+            self.model,
+            Chosen(learned.flow, learned.windings),
+            tuple(self.trials),
+            self.accepted.params is not None,
+            self.khat,
+            self.ess,
+            self.num_gradients,
+            self.pilot_divergences,
+        )
 
     def judge(self) -> None:
         """Weigh draws of the accepted map."""
-        drawn = importance_log_weights(
-            self._weight_key,
-            self.guide,
-            self.params,
-            *self._args,
-            num_samples=NUM_DRAWS,
-            **self._kwargs,
-        )
-        weights = np.asarray(drawn, float)
+        drawn = draw(self.map(), self._flow_key, NUM_DRAWS)
+        weights = np.asarray(drawn.log_p, float) - np.asarray(drawn.log_q, float)
         self.elbo = float(weights.mean())
         self.ess, self.khat = importance_ess(weights), psis_khat(weights)
 
     def _consider(
-        self,
-        name: str,
-        measure: str,
-        figures: tuple[float, float],
-        guide: AutoFlow,
-        params: dict[str, Any] | None,
+        self, name: str, measure: str, figures: tuple[float, float], candidate: _Candidate | None
     ) -> None:
         """Take a candidate if it is better."""
         self.trials.append(Trial(name, measure, *figures))
-        if self.trials[-1].accepted and params is not None:
-            self.guide, self.params = guide, params
+        if self.trials[-1].accepted and candidate is not None:
+            self.accepted = candidate
 
     def by_elbo(self, num_steps: int, num_particles: int | None, progress_bar: bool) -> None:
         """The flow as ``fit_guide`` trains it."""
-        particles = num_particles or default_num_particles(self._rich.latent_dim)
-        name, params, elbo, steps = "flow by ELBO", None, -np.inf, num_steps
+        start = {self._guide.names[1]: self._located}
+        train_key, judge_key = self._next_keys()
+        trainer = LatentTrainer(train_key, self._guide, self._begun, num_particles, start)
+        candidate, elbo, steps = None, -np.inf, num_steps
         try:
-            fitted = fit_guide(
-                self._next_key(),
-                self._rich,
-                *self._args,
+            fitted = train_guide(
+                trainer,
+                judge_key,
                 num_steps=num_steps,
-                num_particles=particles,
-                init_params=self._fresh(self._rich._recipe, self._located),
                 target_ess=GOOD_ENOUGH,
                 num_draws=NUM_DRAWS,
                 progress_bar=progress_bar,
-                **self._kwargs,
             )
-        except ValueError as error:
-            if "never finite" not in str(error):
-                raise
+        except NeverFinite:
+            pass
         else:
-            params, elbo, steps = fitted.params, fitted.elbo, len(fitted.losses)
-            elbo = float(np.nan_to_num(elbo, nan=-np.inf))
-        self.num_gradients += steps * particles
-        self._consider(name, "ELBO", (self.elbo, elbo), self._rich, params)
-        if self.guide is self._rich:
+            steps, elbo = len(fitted.losses), float(np.nan_to_num(fitted.elbo, nan=-np.inf))
+            candidate = _Candidate(self._located, fitted.params[self._guide.names[0]])
+        self.num_gradients += steps * trainer.num_particles
+        self._consider("flow by ELBO", "ELBO", (self.elbo, elbo), candidate)
+        if candidate is not None and self.accepted is candidate:
             self.elbo, self.ess, self.khat = fitted.elbo, fitted.ess, fitted.khat
 
     def _run_pilots(
-        self, guide: AutoFlow, params: dict[str, Any], starts: Array, num_draws: int
+        self, learned: LearnedMap, starts: Array, key: Array, num_draws: int
     ) -> tuple[Scored, Scored]:
-        pilot = _pilot(guide, params, starts, self._next_key(), *self._arguments, num_draws)
-        self.num_gradients += int(pilot.num_gradients)
-        self.pilot_divergences += int(pilot.num_divergences)
-        return _divide(pilot.draws)
+        pilots = run_pilots(learned, starts, key, num_draws)
+        self.num_gradients += int(pilots.num_gradients)
+        self.pilot_divergences += int(pilots.num_divergences)
+        return divide(pilots.draws)
 
     def by_scores(self, label: str, num_pilots: int, num_draws: int) -> None:
         """Affine map and flow from draws and scores of chains in the accepted map's space."""
-        starts = _base_starts(
-            self.guide, self.params, self._next_key(), *self._arguments, num_pilots
-        )
-        draws, held_out = self._run_pilots(self.guide, self.params, starts, num_draws)
+        learned, (start_key, pilot_key) = self.map(), self._next_keys()
+        starts = base_starts(learned, start_key, num_pilots)
+        draws, held_out = self._run_pilots(learned, starts, pilot_key, num_draws)
         if not len(draws.x) or not len(held_out.x):
             return
         measure = "Fisher divergence"
-        before = _number(divergence_of(self.guide, self.params, held_out))
-        found = self._fresh(affine_only, affine_of_scores(self._affine, draws))
-        after = _number(divergence_of(self._simple, found, held_out))
-        self._consider(f"affine by scores, {label}", measure, (before, after), self._simple, found)
-        start = self.params
-        if self.guide is self._simple:
-            start = self._fresh(self._rich._recipe, self._affine)
-        found, losses = fit_fisher(self._rich, start, draws, held_out, self._next_key())
-        figures = min(before, after), _number(jnp.nanmin(losses))
-        self._consider(f"flow by scores, {label}", measure, figures, self._rich, found)
+        before = _number(divergence_of(learned.flow, held_out))
+        found = _Candidate(affine_of_scores(self.accepted.affine, draws))
+        after = _number(divergence_of(self.flow(found), held_out))
+        self._consider(f"affine by scores, {label}", measure, (before, after), found)
+        affine, params = self.accepted
+        if params is None:
+            params = self._guide.initial_flow(self._flow_key)
+        params, losses = fit_fisher(
+            params, self._guide.rest, affine, draws, held_out, self._next_keys()[0]
+        )
+        figures = min(before, after), _number(np.nanmin(losses))
+        found = _Candidate(affine, params)
+        self._consider(f"flow by scores, {label}", measure, figures, found)
 
     def by_draws(self, num_pilots: int, num_draws: int, progress_bar: bool) -> None:
         """A flow over all modes that chains from scattered starts find, by likelihood."""
-        wide = self._fresh(affine_only, self._located)
-        starts = _model_starts(self._simple, wide, self._next_key(), *self._arguments, num_pilots)
-        draws, held_out = self._run_pilots(self._simple, wide, starts, num_draws)
+        wide, (pilot_key, fit_key) = self.map(_Candidate(self._located)), self._next_keys()
+        starts = wide.transform.inv(jnp.asarray(self._starts[:num_pilots]))
+        draws, held_out = self._run_pilots(wide, starts, pilot_key, num_draws)
         if not len(draws.x) or not len(held_out.x):
             return
         affine = affine_of_moments(self._located, draws.x)
-        fresh = self._fresh(self._rich._recipe, affine)
+        fresh = combine(self._guide.initial_flow(self._flow_key), self._guide.rest)
         fitted = fit(
-            self._next_key(),
-            combine(fresh[self._names[0]], self._rich._rest),
+            fit_key,
+            fresh,
             affine.inv(draws.x),
             standardize=False,
             patience=20,
             progress_bar=progress_bar,
         )
-        found = fresh | {self._names[0]: partition(fitted.flow)[0]}
+        found = _Candidate(affine, partition(fitted.flow)[0])
         figures = (
-            float(log_density_of(self.guide, self.params, held_out.x)),
-            float(log_density_of(self._rich, found, held_out.x)),
+            float(mean_log_density(self.map().flow, held_out.x)),
+            float(mean_log_density(self.flow(found), held_out.x)),
         )
-        name = "flow by draws from scattered starts"
-        self._consider(name, "log density", figures, self._rich, found)
+        self._consider("flow by draws from scattered starts", "log density", figures, found)
 
 
 def learn(
     key: Array,
-    guide: AutoFlow,
+    model: Callable,
+    flow: Callable[..., FlowDistribution],
+    init_strategy: Callable | None,
     args: tuple,
     kwargs: dict[str, Any],
     *,
@@ -348,6 +314,7 @@ def learn(
             "FlowNUTS: the model's arguments are being traced, and a flow is learned from numbers. "
             "Call `mcmc.run` outside `jax.jit` and `jax.vmap`."
         )
+    guide = _Guide(model, flow, prefix="flow", init_loc_fn=init_strategy or init_to_uniform)
     learner = _Learner(key, guide, args, kwargs)
     if train == "vi" or (train == "auto" and learner.ess < GOOD_ENOUGH):
         learner.by_elbo(num_steps, num_particles, progress_bar)
@@ -358,32 +325,62 @@ def learn(
         learner.by_draws(2 * num_pilots, 2 * num_pilot_draws, progress_bar)
     if any(trial.accepted and trial.measure != "ELBO" for trial in learner.trials):
         learner.judge()
-    return Learned(
-        learner.guide,
-        learner.params,
-        tuple(learner.trials),
-        learner.khat,
-        learner.ess,
-        learner.num_gradients,
-        learner.pilot_divergences,
+    return learner.result()
+
+
+def learn_map(
+    key: Array,
+    model: Callable,
+    *args: Any,
+    flow: Callable[..., FlowDistribution] = guide_flow,
+    train: str = "auto",
+    num_steps: int = 4000,
+    progress_bar: bool = True,
+    **kwargs: Any,
+) -> LearnedMap:
+    r"""Learn a map from a base space, in which a model's posterior is nearly the base distribution.
+
+    What :class:`~numpyro_flows.FlowNUTS` samples through, for samplers of any other library:
+    ``learned.log_density(u)`` is the model's log density in the base space,
+    ``learned.sample_start(key)`` a start for a chain there, and ``learned.to_sites(u)`` the model's
+    sites at a draw. The posterior is the model's own, whatever the map is.
+
+    :param key: ``jax.random.key``.
+    :param model: a NumPyro model with continuous latent sites.
+    :param args: its arguments, as are the other keyword arguments.
+    :param flow: a recipe, as for ``nf.AutoFlow``.
+    :param train: as for ``nf.FlowNUTS``.
+    :param num_steps: largest number of training steps by ELBO.
+    :param progress_bar: whether training shows one.
+    :raises ValueError: for an unknown ``train``; for a model with discrete latent sites or none.
+
+    >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, numpyro_flows as nf
+    >>> def model():
+    ...     numpyro.sample("scale", dist.LogNormal(1.0, 2.0))
+    >>> learned = nf.learn_map(jax.random.key(0), model, progress_bar=False)
+    >>> jnp.round(jnp.log(learned.to_sites(jnp.zeros(1))["scale"]), 1)
+    Array(1., dtype=float32)
+    """
+    if train not in TRAIN:
+        raise ValueError(f"train: expected one of {sorted(TRAIN)}, got {train!r}.")
+    learned = learn(
+        key,
+        model,
+        flow,
+        None,
+        args,
+        kwargs,
+        train=train,
+        num_steps=num_steps,
+        num_particles=None,
+        num_pilots=8,
+        num_pilot_draws=100,
+        several_modes=False,
+        progress_bar=progress_bar,
     )
+    density = learned.model.log_density(args, kwargs)
+    return LearnedMap(density, *learned.chosen)
 
 
-def _number(loss: Array) -> float:
-    return float(jnp.nan_to_num(loss, nan=jnp.inf))
-
-
-def _divide(draws: Scored) -> tuple[Scored, Scored]:
-    """Draws for training and, from other chains, for judging; those that are finite."""
-    num_chains = len(draws.x)
-    num_held = max(1, num_chains // 4)
-
-    def flat(part: Scored) -> Scored:
-        x, score = (np.asarray(a).reshape(-1, a.shape[-1]) for a in part)
-        good = np.isfinite(x).all(-1) & np.isfinite(score).all(-1)
-        return Scored(jnp.asarray(x[good]), jnp.asarray(score[good]))
-
-    return (
-        flat(Scored(draws.x[num_held:], draws.score[num_held:])),
-        flat(Scored(draws.x[:num_held], draws.score[:num_held])),
-    )
+def _number(loss: Any) -> float:
+    return float(np.nan_to_num(np.asarray(loss), nan=np.inf))

@@ -12,267 +12,341 @@ standard normal u among three kinds of candidates:
   runs in coordinates scaled by a rough diagonal of the Hessian;
 - the best of these after a short Gaussian variational fit in its own coordinates.
 
-Only first derivatives of the log density are taken, in reverse mode.
+The search runs on the host, in float64, and asks for values and gradients of the log density alone,
+at 1 and at 32 points: two small programs are all that is compiled.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import Array
+import scipy.linalg
+import scipy.optimize
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from ..transforms import FixedAffine
 
-LogDensity: TypeAlias = Callable[[Array], Array]
+Matrix: TypeAlias = NDArray[np.floating]
+#: Values, ``(n,)``, and gradients of a log density at the rows of ``(n, dim)``.
+Rows: TypeAlias = Callable[[Matrix], tuple[Matrix, Matrix]]
 
 #: Curvature pairs that L-BFGS keeps; up to twice as many coordinates have a full covariance.
 HISTORY = 20
-#: Candidates whose ELBO is computed at once.
+#: Rows whose values are computed at once.
 BATCH = 32
 #: Largest dimension in which the Gaussian fit has a full covariance.
 FULL = 128
 #: Rounds in which scales are estimated beyond that, and probes of each.
 ROUNDS, PROBES = 8, 16
+#: Steps over which the Gaussian fit looks at its weights, and the spread at which it ends.
+WINDOW, NEARLY_EQUAL = 25, 0.02
 
 
-def _rough_scale(
-    log_density: LogDensity,
-    key: Array,
-    start: Array,
-    init_scale: float,
-) -> Array:
+class Affine(NamedTuple):
+    """The map of :class:`~numpyro_flows.transforms.FixedAffine`, on the host."""
+
+    loc: Matrix
+    scale: Matrix
+    frame: Matrix
+    core: Matrix
+
+    def linear(self, x: Matrix) -> Matrix:
+        """The map less its shift, at rows."""
+        along = x @ self.frame
+        return (x + (along @ self.core.T - along) @ self.frame.T) * self.scale
+
+    def __call__(self, x: Matrix) -> Matrix:
+        return self.loc + self.linear(x)
+
+    def transposed(self, g: Matrix) -> Matrix:
+        """The transpose of the linear part, at rows: a gradient in the map's coordinates."""
+        g = g * self.scale
+        along = g @ self.frame
+        return g + (along @ self.core - along) @ self.frame.T
+
+    def inverse(self, y: Matrix) -> Matrix:
+        """Undo the map, at rows."""
+        y = (y - self.loc) / self.scale
+        along = y @ self.frame
+        inner = np.transpose(scipy.linalg.solve_triangular(self.core, along.T, lower=True))
+        return y + (inner - along) @ self.frame.T
+
+    def scaled(self, mean: Matrix, scale: Matrix) -> "Affine":
+        """This map after another mean and scales beside its own, in its coordinates."""
+        return self._replace(loc=self(mean[None])[0], scale=self.scale * scale)
+
+    def after(self, mean: Matrix, factor: Matrix) -> "Affine":
+        """This map after ``mean + factor x``, factor lower triangular, as a triangular one."""
+        matrix = self.linear(factor.T).T
+        length = np.sqrt((matrix**2).sum(1))
+        # A triangular root without forming the covariance, whose condition is the matrix's squared.
+        upper = np.asarray(np.linalg.qr((matrix / length[:, None]).T, mode="r"))
+        sign = np.where(np.diagonal(upper) < 0, -1.0, 1.0)
+        return Affine(self(mean[None])[0], length, np.eye(len(factor)), (upper * sign[:, None]).T)
+
+    @classmethod
+    def of(cls, transform: FixedAffine) -> "Affine":
+        """The map of a transform."""
+        parts = transform.loc, transform.scale, transform.frame, transform.core
+        return cls(*(np.asarray(part.value, float) for part in parts))
+
+    def transform(self) -> FixedAffine:
+        """The map as a transform, in the current precision."""
+        dtype = jnp.result_type(float)
+        return FixedAffine(*(np.asarray(part, dtype) for part in self))
+
+    @property
+    def log_det(self) -> float:
+        return float(np.log(self.scale).sum() + np.log(np.diagonal(self.core)).sum())
+
+    def is_finite(self) -> bool:
+        return all(bool(np.isfinite(part).all()) for part in self) and bool((self.scale > 0).all())
+
+
+class _Counted:
+    """Values and gradients in batches of one size, counted."""
+
+    def __init__(self, rows: Rows):
+        self._rows, self.num_gradients = rows, 0
+
+    def __call__(self, x: Matrix) -> tuple[Matrix, Matrix]:
+        self.num_gradients += len(x)
+        if len(x) == 1:
+            return self._rows(x)
+        values, grads = [], []
+        for begin in range(0, len(x), BATCH):
+            part = x[begin : begin + BATCH]
+            # What is missing is repeated: another size would be another program.
+            value, grad = self._rows(np.resize(part, (BATCH, x.shape[1])))
+            values.append(value[: len(part)])
+            grads.append(grad[: len(part)])
+        return np.concatenate(values), np.concatenate(grads)
+
+
+def _rough_scale(rows: Rows, rng: np.random.Generator, start: Matrix, init: float) -> Matrix:
     r"""Rough scales :math:`|\mathrm{diag}\, H|^{-1/2}` around a point, shape ``(dim,)``.
 
     Hutchinson's estimate of the diagonal (Bekas, Kokiopoulou & Saad, 2007) from differences of
     gradients at :math:`x \pm s \odot z`, z random signs. What the other coordinates add in noise
     falls with their own scales, so each round probes with the scales of the last.
     """
-
-    def one_round(scale: Array, key: Array) -> tuple[Array, None]:
-        z = jax.random.rademacher(key, (PROBES, len(start)), start.dtype)
-        gradient = jax.vmap(jax.grad(log_density))
-        difference = gradient(start + scale * z) - gradient(start - scale * z)
-        curvature = jnp.abs((difference * z).mean(0)) / (2 * scale)
-        after = jax.lax.rsqrt(jnp.maximum(curvature, jnp.finfo(start.dtype).tiny))
-        after = jnp.clip(after, scale / 10, 10 * scale)
-        return jnp.where(jnp.isfinite(curvature), after, scale / 10), None
-
-    scale = jnp.full_like(start, init_scale)
-    return jax.lax.scan(one_round, scale, jax.random.split(key, ROUNDS))[0]
+    scale = np.full_like(start, init)
+    for _ in range(ROUNDS):
+        z = rng.choice([-1.0, 1.0], (PROBES, len(start)))
+        _, grads = rows(np.concatenate([start + scale * z, start - scale * z]))
+        curvature = np.abs(((grads[:PROBES] - grads[PROBES:]) * z).mean(0)) / (2 * scale)
+        with np.errstate(divide="ignore"):
+            after = np.clip(curvature**-0.5, scale / 10, 10 * scale)
+        scale = np.where(np.isfinite(curvature), after, scale / 10)
+    return scale
 
 
-class _Path(NamedTuple):
-    """An L-BFGS path: positions, gradients of the log density, and diagonal inverse Hessians.
+def _path(rows: Rows, start: Matrix, num_steps: int) -> tuple[Matrix, Matrix]:
+    """Points of an L-BFGS path and the gradients of the log density there, ``(points, dim)``."""
+    seen: dict[bytes, Matrix] = {}
+    worst = [0.0]
 
-    ``num_gradients`` is what it took, line searches included.
-    """
+    def loss(x: Matrix) -> tuple[float, Matrix]:
+        (value,), (grad,) = rows(x[None])
+        if not (np.isfinite(value) and np.isfinite(grad).all()):
+            # A wall: the line search turns back at it.
+            return worst[0] + 1e3 * (1 + abs(worst[0])), np.zeros_like(x)
+        worst[0] = max(worst[0], -float(value))
+        seen[x.tobytes()] = grad
+        return -float(value), -grad
 
-    x: Array
-    grad: Array
-    diagonal: Array
-    num_gradients: Array
-
-
-def _lbfgs_path(log_density: LogDensity, start: Array, num_steps: int) -> _Path:
-    """Maximise from one start; arrays of shape ``(num_steps, dim)``."""
-
-    def loss(x: Array) -> Array:
-        return -log_density(x)
-
-    optimizer = optax.lbfgs(memory_size=HISTORY)
-    value_and_grad = optax.value_and_grad_from_state(loss)
-
-    def step(carry, _):
-        x, state = carry
-        value, grad = value_and_grad(x, state=state)
-        updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=loss)
-        after = optax.apply_updates(x, updates)
-        searched = optax.tree_utils.tree_get(state, "num_linesearch_steps")
-        return (after, state), (x, -grad, searched)
-
-    _, (x, grad, searched) = jax.lax.scan(step, (start, optimizer.init(start)), length=num_steps)
-
-    def widen(diagonal, pair):
-        s, y = pair
-        diagonal = _updated_diagonal(diagonal, s, y)
-        return diagonal, diagonal
-
-    diagonal = jnp.ones_like(start)
-    _, diagonals = jax.lax.scan(widen, diagonal, (jnp.diff(x, axis=0), -jnp.diff(grad, axis=0)))
-    return _Path(x, grad, jnp.concatenate([diagonal[None], diagonals]), searched.sum())
+    points = [start]
+    scipy.optimize.minimize(
+        loss,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        callback=lambda x: points.append(np.array(x)),
+        options={"maxcor": HISTORY, "maxiter": num_steps, "maxfun": 2 * num_steps},
+    )
+    points = [x for x in points if x.tobytes() in seen]
+    x = np.array(points).reshape(-1, len(start))
+    return x, np.array([seen[x.tobytes()] for x in points]).reshape(x.shape)
 
 
-def _usable(s: Array, y: Array) -> Array:
+def _is_usable(s: Matrix, y: Matrix) -> bool:
     """Whether a pair has curvature worth trusting."""
-    b, square = s @ y, y @ y
-    return jnp.isfinite(square) & (b > 1e-12 * square) & (square > 0)
+    square = y @ y
+    return bool(np.isfinite(square) and square > 0 and s @ y > 1e-12 * square)
 
 
-def _updated_diagonal(diagonal: Array, s: Array, y: Array) -> Array:
+def _updated_diagonal(diagonal: Matrix, s: Matrix, y: Matrix) -> Matrix:
     """The diagonal inverse Hessian after one more pair (Gilbert & Lemarechal, 1989)."""
-    usable = _usable(s, y)
-    s, y = jnp.where(usable, s, 1.0), jnp.where(usable, y, 1.0)
     a, b, c = (y**2 * diagonal).sum(), (s * y).sum(), (s**2 / diagonal).sum()
-    inverse = a / (b * diagonal) + y**2 / b - a * s**2 / (b * c * diagonal**2)
-    after = 1 / inverse
-    good = usable & (jnp.isfinite(after) & (after > 0)).all()
-    return jnp.where(good, after, diagonal)
+    after = 1 / (a / (b * diagonal) + y**2 / b - a * s**2 / (b * c * diagonal**2))
+    return after if np.isfinite(after).all() and (after > 0).all() else diagonal
 
 
-def _gaussian(x: Array, grad: Array, diagonal: Array, s: Array, y: Array) -> FixedAffine:
-    r"""The normal at one point of a path, from the pairs before it, each of shape (HISTORY, dim).
+def _gaussian(x: Matrix, grad: Matrix, diagonal: Matrix, s: Matrix, y: Matrix) -> Affine:
+    r"""The normal at one point of a path, from the pairs before it, each of shape (pairs, dim).
 
     The inverse Hessian is :math:`\mathrm{diag}(\alpha) + B \Gamma B^\top` with
     :math:`B = [\alpha Y, S]` (Zhang et al., algorithm 3). With
     :math:`\alpha^{-1/2} B = Q R`, its root is :math:`\alpha^{1/2} (I + Q (L - I) Q^\top)` where
     :math:`L L^\top = I + R \Gamma R^\top`.
     """
-    usable = jax.vmap(_usable)(s, y)
-    s, y = jnp.where(usable[:, None], s, 0.0), jnp.where(usable[:, None], y, 0.0)
-    root = jnp.sqrt(diagonal)
+    root = np.sqrt(diagonal)
     products = s @ y.T
-    # A missing pair is a row and a column of zeros; the 1 keeps the triangle invertible.
-    upper = jnp.triu(products) + jnp.diag(jnp.where(usable, 0.0, 1.0))
-    inverse = jax.scipy.linalg.solve_triangular(upper, jnp.eye(len(s), dtype=s.dtype))
-    eta = jnp.diag(jnp.where(usable, jnp.diag(products), 0.0))
-    corner = inverse.T @ (eta + (y * diagonal) @ y.T) @ inverse
-    gamma = jnp.block([[jnp.zeros_like(corner), -inverse], [-inverse.T, corner]])
-    frame, r = jnp.linalg.qr(jnp.concatenate([y * root, s / root]).T)
+    inverse = scipy.linalg.solve_triangular(np.triu(products), np.eye(len(s)))
+    corner = inverse.T @ (np.diag(np.diag(products)) + (y * diagonal) @ y.T) @ inverse
+    gamma = np.block([[np.zeros_like(corner), -inverse], [-inverse.T, corner]])
+    frame, r = np.linalg.qr(np.concatenate([y * root, s / root]).T)
     inner = r @ gamma @ r.T
-    core = jnp.linalg.cholesky(jnp.eye(len(inner), dtype=s.dtype) + (inner + inner.T) / 2)
+    core = np.linalg.cholesky(np.eye(len(inner)) + (inner + inner.T) / 2)
     step = root * grad
-    move = step + frame @ (inner @ (frame.T @ step))
-    return FixedAffine(x + root * move, root, frame, core)
+    move = step + (step @ frame @ inner) @ frame.T
+    return Affine(x + root * move, root, frame, core)
 
 
-def _path_gaussians(path: _Path) -> FixedAffine:
-    """The normals at points along one path, stacked."""
-    num, dim = path.x.shape
-    s, y = jnp.diff(path.x, axis=0), -jnp.diff(path.grad, axis=0)
-    empty = jnp.zeros((HISTORY, dim), s.dtype)
-    s, y = jnp.concatenate([empty, s]), jnp.concatenate([empty, y])
-
+def _along(x: Matrix, grad: Matrix) -> Iterator[Affine]:
+    """The normals at points along one path."""
     # The first points are far apart, later ones are close and many.
-    points = np.unique(np.r_[np.arange(min(40, num)), np.arange(0, num, 5), num - 1])
-
-    def at(i: Array) -> FixedAffine:
-        before = [jax.lax.dynamic_slice_in_dim(a, i, HISTORY) for a in (s, y)]
-        return _gaussian(path.x[i], path.grad[i], path.diagonal[i], *before)
-
-    return jax.lax.map(at, jnp.asarray(points))
-
-
-def _elbo(log_density: LogDensity, affine: FixedAffine, noise: Array) -> Array:
-    """ELBO of the normal ``affine`` with these base draws, shape ``(n, dim)``."""
-    theta, log_det = affine.forward_and_log_det(noise)
-    log_q = jax.scipy.stats.norm.logpdf(noise).sum(-1) - log_det
-    return (jax.vmap(log_density)(theta) - log_q).mean()
-
-
-def _best(affines: FixedAffine, elbos: Array) -> FixedAffine:
-    index = jnp.argmax(elbos)
-    return jax.tree.map(lambda leaf: leaf[index], affines)
+    num, dim = x.shape
+    chosen = {*range(min(40, num)), *range(0, num, 5), num - 1}
+    diagonal: Matrix = np.ones(dim)
+    s = y = np.empty((0, dim))
+    for i in range(num):
+        if i and _is_usable(x[i] - x[i - 1], grad[i - 1] - grad[i]):
+            s = np.concatenate([s, [x[i] - x[i - 1]]])[-HISTORY:]
+            y = np.concatenate([y, [grad[i - 1] - grad[i]]])[-HISTORY:]
+            diagonal = _updated_diagonal(diagonal, s[-1], y[-1])
+        if i not in chosen:
+            continue
+        try:
+            affine = _gaussian(x[i], grad[i], diagonal, s, y)
+        except np.linalg.LinAlgError:  # not positive by rounding
+            continue
+        if affine.is_finite():
+            yield affine
 
 
-def _concatenate(a: FixedAffine, b: FixedAffine) -> FixedAffine:
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
+def _best(rows: Rows, affines: Iterable[Affine], noise: Matrix) -> tuple[Affine | None, float]:
+    """The normal with the largest ELBO by these draws, and that ELBO."""
+    num_draws, dim = noise.shape
+    entropy = 0.5 * (noise**2).sum(1).mean() + 0.5 * dim * np.log(2 * np.pi)
+    best, most, affines = None, -np.inf, iter(affines)
+    while some := list(itertools.islice(affines, max(1, BATCH // num_draws))):
+        values, _ = rows(np.concatenate([affine(noise) for affine in some]))
+        means = values.reshape(len(some), num_draws).mean(1)
+        for affine, mean in zip(some, means, strict=True):
+            if np.isfinite(mean) and mean + entropy + affine.log_det > most:
+                best, most = affine, float(mean + entropy + affine.log_det)
+    return best, most
 
 
-def _triangular(affine: FixedAffine, factor: Array) -> FixedAffine:
-    """``affine`` after a lower triangular ``factor``, as one lower triangular map."""
-    frame, core = affine.frame.value, affine.core.value
-    dim = len(factor)
-    identity = jnp.eye(dim, dtype=factor.dtype)
-    inner = identity + frame @ (core - jnp.eye(len(core), dtype=core.dtype)) @ frame.T
-    matrix = affine.scale.value[:, None] * (inner @ factor)
-    length = jnp.sqrt((matrix**2).sum(1))
-    # A triangular root without forming the covariance, whose condition is the matrix's squared.
-    upper = jnp.linalg.qr((matrix / length[:, None]).T, mode="r")
-    sign = jnp.where(jnp.diagonal(upper) < 0, -1.0, 1.0)
-    return FixedAffine(affine.loc.value, length, identity, (upper * sign[:, None]).T)
+class _Fit:
+    r"""A normal in the coordinates of another, fitted by its ELBO with the path gradient.
+
+    With :math:`u = m + L \epsilon` in those coordinates, the path gradient of
+    :math:`\log q - \log p` with respect to u is :math:`g = -L^{-\top} \epsilon - \nabla \log p(u)`,
+    that with respect to m its mean, and to L the mean of :math:`g \epsilon^\top`. Beyond ``FULL``
+    dimensions L is :math:`\mathrm{diag}(e^d)` between the scales and the low-rank part of the map.
+    """
+
+    def __init__(self, affine: Affine, num_steps: int):
+        dim = len(affine.loc)
+        self.affine, self.full = affine, dim <= FULL
+        size = dim * dim if self.full else dim
+        self.theta = np.zeros(dim + size)  # mean, and log scales (with what is below them)
+        self.first, self.second = np.zeros_like(self.theta), np.zeros_like(self.theta)
+        self.count, self.num_steps = 0, num_steps
+        self.lower = np.tri(dim, k=-1) if self.full else np.zeros(0)
+
+    def factor(self) -> Matrix:
+        dim = len(self.affine.loc)
+        matrix = self.theta[dim:].reshape(dim, dim)
+        return np.diag(np.exp(np.diagonal(matrix))) + matrix * self.lower
+
+    def current(self) -> Affine:
+        """The map now."""
+        dim = len(self.affine.loc)
+        mean, rest = self.theta[:dim], self.theta[dim:]
+        if self.full:
+            return self.affine.after(mean, self.factor())
+        return self.affine.scaled(mean, np.exp(rest))
+
+    def points(self, noise: Matrix) -> Matrix:
+        if not self.full:
+            return self.current()(noise)
+        return self.affine(self.theta[: noise.shape[1]] + noise @ self.factor().T)
+
+    def step(self, noise: Matrix, values: Matrix, grads: Matrix) -> Matrix:
+        """One step of Adam; returns the log weights of the draws."""
+        dim = noise.shape[1]
+        if self.full:
+            factor = self.factor()
+            back = scipy.linalg.solve_triangular(factor, noise.T, lower=True, trans="T").T
+            g = -back - self.affine.transposed(grads)
+            of_factor = (g.T @ noise / len(noise)) * (self.lower + np.diag(np.diagonal(factor)))
+            slope = np.concatenate([g.mean(0), of_factor.ravel()])
+            log_det = np.log(np.diagonal(factor)).sum() + self.affine.log_det
+        else:
+            now = self.current()
+            unit = now._replace(loc=np.zeros(dim), scale=np.ones(dim))
+            along = noise @ now.frame
+            inner = scipy.linalg.solve_triangular(now.core, along.T, lower=True, trans="T").T
+            back = (noise + (inner - along) @ now.frame.T) / now.scale
+            g = -back - grads
+            slope = np.concatenate(
+                [self.affine.transposed(g).mean(0), (g * now.scale * unit(noise)).mean(0)]
+            )
+            log_det = now.log_det
+        weights = values + 0.5 * (noise**2).sum(1) + 0.5 * dim * np.log(2 * np.pi) + log_det
+        norm = np.linalg.norm(slope)
+        if not np.isfinite(norm):
+            return weights
+        slope *= min(1.0, 10.0 * dim**0.5 / max(norm, 1e-300))
+        rate = 0.05 * 0.5 * (1 + np.cos(np.pi * self.count / self.num_steps))
+        self.count += 1
+        self.first = 0.9 * self.first + 0.1 * slope
+        self.second = 0.999 * self.second + 0.001 * slope**2
+        unbiased = self.second / (1 - 0.999**self.count)
+        self.theta -= rate * self.first / (1 - 0.9**self.count) / (np.sqrt(unbiased) + 1e-8)
+        return weights
 
 
-class Gaussian(NamedTuple):
-    """A normal in the coordinates of another: mean, log standard deviations, strict lower part."""
-
-    mean: Array
-    log_diagonal: Array
-    below: Array | None
-
-    def factor(self) -> Array:
-        diagonal = jnp.diag(jnp.exp(self.log_diagonal))
-        return diagonal if self.below is None else diagonal + jnp.tril(self.below, -1)
-
-
-def moved(affine: FixedAffine, gaussian: Gaussian) -> FixedAffine:
-    """``affine`` after the map onto a normal in its coordinates."""
-    loc = affine(gaussian.mean)
-    if gaussian.below is not None:
-        there = FixedAffine(loc, affine.scale.value, affine.frame.value, affine.core.value)
-        return _triangular(there, gaussian.factor())
-    scale = affine.scale.value * jnp.exp(gaussian.log_diagonal)
-    return FixedAffine(loc, scale, affine.frame.value, affine.core.value)
-
-
-def _fit(
-    log_density: LogDensity, key: Array, affine: FixedAffine, num_steps: int, num_particles: int
-) -> FixedAffine:
-    """``affine`` improved by a Gaussian variational fit, with the path gradient."""
-    dim, dtype = affine.dim, affine.loc.value.dtype
-    full = dim <= FULL
-
-    def theta_and_log_q(gaussian: Gaussian, noise: Array) -> tuple[Array, Array]:
-        if not full:
-            to = moved(affine, gaussian)
-            theta = to(noise)
-            x, log_det = jax.lax.stop_gradient(to).inverse_and_log_det(theta)
-            return theta, jax.scipy.stats.norm.logpdf(x).sum(-1) + log_det
-        u = gaussian.mean + noise @ gaussian.factor().T
-        held = jax.lax.stop_gradient(gaussian)
-        x = jax.scipy.linalg.solve_triangular(held.factor(), (u - held.mean).T, lower=True).T
-        theta, log_det = affine.forward_and_log_det(u)
-        log_q = jax.scipy.stats.norm.logpdf(x).sum(-1) - held.log_diagonal.sum() - log_det
-        return theta, log_q
-
-    def loss(gaussian: Gaussian, noise: Array) -> Array:
-        theta, log_q = theta_and_log_q(gaussian, noise)
-        return (log_q - jax.vmap(log_density)(theta)).mean()
-
-    schedule = optax.cosine_decay_schedule(0.05, num_steps)
-    optimizer = optax.apply_if_finite(
-        optax.chain(optax.clip_by_global_norm(10.0 * dim**0.5), optax.adam(schedule)), num_steps
-    )
-    start = Gaussian(
-        jnp.zeros(dim, dtype), jnp.zeros(dim, dtype), jnp.zeros((dim, dim), dtype) if full else None
-    )
-
-    def step(carry, key):
-        gaussian, state = carry
-        grads = jax.grad(loss)(gaussian, jax.random.normal(key, (num_particles, dim), dtype))
-        updates, state = optimizer.update(grads, state, gaussian)
-        return (optax.apply_updates(gaussian, updates), state), None
-
-    keys = jax.random.split(key, num_steps)
-    (gaussian, _), _ = jax.lax.scan(step, (start, optimizer.init(start)), keys)
-    return moved(affine, gaussian)
+def _fitted(
+    rows: Rows, affines: list[Affine], rng: np.random.Generator, num_steps: int, particles: int
+) -> list[Affine]:
+    """Each normal improved by a Gaussian variational fit; both end when one leaves nothing."""
+    fits = [_Fit(affine, num_steps) for affine in affines]
+    spreads = []
+    for _ in range(num_steps):
+        noise = rng.normal(size=(len(fits), particles, len(affines[0].loc)))
+        points = np.concatenate([fit.points(z) for fit, z in zip(fits, noise, strict=True)])
+        values, grads = (a.reshape(len(fits), particles, -1) for a in rows(points))
+        spreads.append(
+            min(
+                fit.step(z, value[:, 0], grad).var()
+                for fit, z, value, grad in zip(fits, noise, values, grads, strict=True)
+            )
+        )
+        # Log weights of variance v have an importance ESS of 1 / (1 + v).
+        if len(spreads) >= 2 * WINDOW and np.mean(spreads[-WINDOW:]) < NEARLY_EQUAL:
+            break
+    return [affine for affine in (fit.current() for fit in fits) if affine.is_finite()]
 
 
 class Located(NamedTuple):
     """The affine map found, its ELBO with a standard normal base, and the gradients it took."""
 
-    affine: FixedAffine
-    elbo: Array
-    num_gradients: Array
+    affine: Affine
+    elbo: float
+    num_gradients: int
 
 
 def locate(
-    log_density: LogDensity,
-    key: Array,
-    starts: Array,
+    rows: Rows,
+    seed: Any,
+    starts: Matrix,
     init_scale: float,
     *,
     num_path_steps: int = 400,
@@ -280,10 +354,10 @@ def locate(
     num_particles: int = 16,
     num_draws: int = 128,
 ) -> Located:
-    """Find an affine map from a standard normal to roughly where ``log_density`` has its mass.
+    """Find an affine map from a standard normal to roughly where a density has its mass.
 
-    :param log_density: from ``(dim,)`` to a scalar, up to a constant.
-    :param key: ``jax.random.key``.
+    :param rows: log density, up to a constant, and its gradient at rows; called with 1 or 32.
+    :param seed: of the draws, as NumPy takes it.
     :param starts: where the paths begin, shape ``(num_starts, dim)``.
     :param init_scale: spread around the starts, in raw units.
     :param num_path_steps: L-BFGS steps per path.
@@ -291,56 +365,56 @@ def locate(
     :param num_particles: draws per step of the fit, and half of it per point of a path.
     :param num_draws: draws by which the last candidates are compared.
     """
+    # Small products are no work for threads, which wait for each other on a machine that is busy.
+    with threadpool_limits(1):
+        return _locate(
+            rows, seed, starts, init_scale, num_path_steps, num_fit_steps, num_particles, num_draws
+        )
+
+
+def _locate(
+    rows: Rows,
+    seed: Any,
+    starts: Matrix,
+    init_scale: float,
+    num_path_steps: int,
+    num_fit_steps: int,
+    num_particles: int,
+    num_draws: int,
+) -> Located:
+    rng = np.random.default_rng(seed)
+    rows = counted = _Counted(rows)
+    starts = np.asarray(starts, float)
     dim = starts.shape[1]
     rank = min(dim, 2 * HISTORY)
-    few_key, many_key, *fit_keys = jax.random.split(key, 4)
-    wide = dim > FULL
 
-    def judge(affines: FixedAffine, key: Array, n: int) -> Array:
-        noise = jax.random.normal(key, (n, dim), starts.dtype)
-        # With batches that leave no remainder the model is compiled once, else twice.
-        sizes = range(BATCH, BATCH // 2, -1)
-        size = next((size for size in sizes if len(affines.loc.value) % size == 0), BATCH)
-        elbos = jax.lax.map(
-            lambda affine: _elbo(log_density, affine, noise), affines, batch_size=size
-        )
-        return jnp.where(jnp.isfinite(elbos), elbos, -jnp.inf)
+    def pathed() -> Iterator[Affine]:
+        for start in starts:
+            if dim <= FULL:
+                yield from _along(*_path(rows, start, num_path_steps))
+                continue
+            # HISTORY pairs of a path cannot hold as many scales as there are coordinates.
+            unit = _rough_scale(rows, rng, start, init_scale)
 
-    def begin(start: Array) -> FixedAffine:
-        frame = jnp.eye(dim, rank, dtype=starts.dtype)
-        return FixedAffine(start, init_scale, frame, jnp.eye(rank, dtype=starts.dtype))
+            def scaled(v: Matrix, start: Matrix = start, unit: Matrix = unit) -> Any:
+                values, grads = rows(start + unit * v)
+                return values, unit * grads
 
-    def along(start: Array, key: Array) -> tuple[FixedAffine, Array]:
-        if not wide:
-            path = _lbfgs_path(log_density, start, num_path_steps)
-            return _path_gaussians(path), path.num_gradients
-        # HISTORY pairs of a path cannot hold as many scales as there are coordinates.
-        unit = _rough_scale(log_density, key, start, init_scale)
-        path = _lbfgs_path(lambda v: log_density(start + unit * v), 0 * start, num_path_steps)
-        affines = _path_gaussians(path)
-        moved = eqx.tree_at(
-            lambda affine: (affine.loc.value, affine.scale.value),
-            affines,
-            (start + unit * affines.loc.value, unit * affines.scale.value),
-        )
-        return moved, path.num_gradients + 2 * ROUNDS * PROBES
+            for affine in _along(*_path(scaled, np.zeros(dim), num_path_steps)):
+                yield affine._replace(loc=start + unit * affine.loc, scale=unit * affine.scale)
 
-    path_keys = jax.random.split(jax.random.fold_in(key, 1), len(starts))
-    pathed, spent = jax.vmap(along)(starts, path_keys)
-    pathed = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), pathed)
-    rough = _concatenate(jax.vmap(begin)(starts), pathed)
-    elbos = judge(rough, few_key, num_particles // 2)
+    begun = [
+        Affine(start, np.full(dim, float(init_scale)), np.eye(dim, rank), np.eye(rank))
+        for start in starts
+    ]
     # The end of a path may be worthless, and the start far off: the best of each is fitted.
-    is_start = jnp.arange(len(elbos)) < len(starts)
-    best = [_best(rough, jnp.where(kind, elbos, -jnp.inf)) for kind in (is_start, ~is_start)]
-    kinds = jax.tree.map(lambda a, b: jnp.stack([a, b]), *best)
-    fitted = jax.vmap(
-        lambda key, affine: _fit(log_density, key, affine, num_fit_steps, num_particles)
-    )(jnp.stack(fit_keys), kinds)
-    if not wide:
-        identity = jnp.eye(dim, dtype=starts.dtype)
-        kinds = jax.vmap(lambda affine: _triangular(affine, identity))(kinds)
-    candidates = _concatenate(kinds, fitted)
-    elbos = judge(candidates, many_key, num_draws)
-    spent = spent.sum() + 2 * num_fit_steps * num_particles
-    return Located(_best(candidates, elbos), elbos.max(), spent)
+    noise = rng.normal(size=(num_particles // 2, dim))
+    found = [_best(rows, affines, noise)[0] for affines in (begun, pathed())]
+    kinds = [affine for affine in found if affine is not None]
+    if not kinds:
+        return Located(begun[0], -np.inf, counted.num_gradients)
+    candidates = _fitted(rows, kinds, rng, num_fit_steps, num_particles)
+    if dim <= FULL:
+        kinds = [affine.after(np.zeros(dim), np.eye(dim)) for affine in kinds]
+    best, elbo = _best(rows, candidates + kinds, rng.normal(size=(num_draws, dim)))
+    return Located(best or begun[0], elbo, counted.num_gradients)

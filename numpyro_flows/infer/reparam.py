@@ -15,7 +15,9 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.reparam import Reparam
 
 from ..compilation import is_traced
-from .guide import AutoFlow, check_exact
+from . import _numpyro
+from .guide import AutoFlow
+from .guide_flow import check_exact
 from .params import model_params
 from .supports import Winding
 
@@ -127,7 +129,7 @@ class NeuTraReparam(Reparam):
                 log_det = self.transform.log_abs_det_jacobian(z, x, intermediates)
                 numpyro.factor(f"_{prefix}_log_det", log_det)
             # State of this run alone, so that an exception in the model leaves nothing behind.
-            sites = _Sites(self.guide._unpack_latent(x), self._windings)
+            sites = _Sites(_numpyro.unpack(self.guide, x), self._windings)
             with (
                 handlers.substitute(data=self._model_params),
                 handlers.reparam(config=sites.config),
@@ -155,4 +157,4 @@ class NeuTraReparam(Reparam):
         :param latent: shape ``(*batch, latent_dim)``.
         :return: dict from site name to shape ``(*batch, *site_shape)``.
         """
-        return self.guide._unpack_and_constrain(self.transform(latent), self.params)
+        return _numpyro.sites_of(self.guide, self.transform(latent), self.params)

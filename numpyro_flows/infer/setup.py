@@ -1,9 +1,8 @@
-"""What may go wrong when a guide first runs its model, said so that it can be mended."""
+"""Errors of a model that a guide cannot follow, with what to do about them."""
 
 import contextlib
-import re
-import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -12,17 +11,13 @@ from .density import not_enumerable
 
 @contextlib.contextmanager
 def explained(guide: str) -> Iterator[None]:
-    """NumPyro's set-up of a guide, its errors explained.
+    """A run of a model whose structure must not depend on values.
 
     :param guide: name of the guide's class.
-    :raises ValueError: for a model with discrete latent sites, without latent sites, or whose
-        structure or shapes depend on values.
+    :raises ValueError: for a model whose structure or shapes depend on values.
     """
     try:
-        with warnings.catch_warnings():
-            # NumPyro warns that its own map cuts the circle; ours does not.
-            warnings.filterwarnings("ignore", ".*poorly handles circular", UserWarning)
-            yield
+        yield
     except (
         jax.errors.ConcretizationTypeError,
         jax.errors.TracerIntegerConversionError,
@@ -30,27 +25,31 @@ def explained(guide: str) -> Iterator[None]:
     ) as error:
         raise ValueError(
             f"{guide}: the model's structure or shapes depend on the value of a latent site or of "
-            "an array argument, and a guide needs them fixed. Replace `if` by `jnp.where` or "
+            "an array that is traced, and a guide needs them fixed. Replace `if` by `jnp.where` or "
             "`jax.lax.cond` and selections by masks (`dist.mask`), and pass sizes as Python ints. "
             f"JAX says: {str(error).splitlines()[0]}"
         ) from error
-    except ValueError as error:
-        found = re.search(r"cannot handle discrete sample site (\S+?)\.?$", str(error), re.M)
-        if found is None:
-            raise
-        raise ValueError(
-            f"{guide}: site {found[1]} is discrete and latent, and flows are continuous. Hide it "
-            f"and sum it out: `{guide}(numpyro.handlers.block(model, hide=[{found[1]}]))` with "
-            "`nf.fit_guide`, or in `SVI` with "
-            "`TraceEnum_ELBO` and `numpyro.contrib.funsor.config_enumerate(model)`."
-        ) from error
-    except RuntimeError as error:
-        endless = re.search(r"But the (\w+) distribution at site (\S+) does", str(error))
-        if endless is not None:
-            raise ValueError(f"{guide}: {not_enumerable(endless[2], endless[1])}") from error
-        if "found no latent variables" not in str(error):
-            raise
+
+
+def check_latent(guide: str, latent: dict[str, dict[str, Any]]) -> None:
+    """Check that a guide can follow these latent sites.
+
+    :raises ValueError: if there are none, or one is discrete.
+    """
+    if not latent:
         raise ValueError(
             f"{guide}: the model has no latent sites, so there is nothing to infer. Are all its "
             "sites observed (`obs=`, `numpyro.handlers.condition`) or hidden (`handlers.block`)?"
-        ) from error
+        )
+    for name, site in latent.items():
+        fn = site["fn"]
+        if not fn.support.is_discrete:
+            continue
+        if not fn.has_enumerate_support:
+            raise ValueError(f"{guide}: {not_enumerable(name, type(fn).__name__)}")
+        raise ValueError(
+            f"{guide}: site {name!r} is discrete and latent, and flows are continuous. Hide it "
+            f"and sum it out: `{guide}(numpyro.handlers.block(model, hide=[{name!r}]))` with "
+            "`nf.fit_guide`, or in `SVI` with "
+            "`TraceEnum_ELBO` and `numpyro.contrib.funsor.config_enumerate(model)`."
+        )

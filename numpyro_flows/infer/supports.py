@@ -8,7 +8,7 @@ r(k \mid \theta)`, smooth where p is periodic. Marginally :math:`\theta` keeps i
 r is, and so do evidence and importance weights (an auxiliary variable: Agakov & Barber, 2004).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -52,7 +52,7 @@ class Winding(Transform):
     def _inverse(self, y: Array) -> Array:
         return self.centre + wrapped(y - self.centre)
 
-    def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
+    def log_abs_det_jacobian(self, x: Array, y: Array | None, intermediates: Any = None) -> Array:
         v = x - self.centre
         turns = 2 * jnp.pi * jnp.arange(-TURNS, TURNS + 1, dtype=v.dtype)
         every = -0.5 * ((wrapped(v)[..., None] + turns) / jnp.asarray(self.scale)[..., None]) ** 2
@@ -74,17 +74,20 @@ def is_circular(support: Constraint) -> bool:
 
 
 def constrain(
-    unconstrained: dict[str, Array], trace: dict[str, Any], windings: dict[str, Winding]
+    unconstrained: Mapping[str, Array],
+    supports: Mapping[str, Constraint],
+    event_dims: Mapping[str, int],
+    windings: Mapping[str, Winding],
 ) -> Iterator[tuple[str, Array, Array]]:
     """Name, value and log-determinant of each site, the latter of the site's batch shape.
 
     :param unconstrained: the sites' unconstrained values.
-    :param trace: a trace of the model, which knows the supports.
+    :param supports: the sites' supports.
+    :param event_dims: the sites' numbers of event axes.
     :param windings: what unwinds the sites that are angles.
     """
     for name, point in unconstrained.items():
-        fn = trace[name]["fn"]
-        transform = windings[name] if name in windings else biject_to(fn.support)
+        transform = windings[name] if name in windings else biject_to(supports[name])
         value = transform(point)
         log_det = transform.log_abs_det_jacobian(point, value)
-        yield name, value, sum_rightmost(log_det, log_det.ndim - value.ndim + fn.event_dim)
+        yield name, value, sum_rightmost(log_det, log_det.ndim - value.ndim + event_dims[name])

@@ -1,0 +1,143 @@
+"""The flow inside a guide: what a recipe has to be for it, and the default."""
+
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.infer.initialization import init_to_value
+
+from ..checks import is_real
+from ..compilation import jit
+from ..distribution import FlowDistribution, combine, partition
+from ..elementwise import DeepSigmoid
+from ..recipes import coupling_flow, realnvp
+from ..transform import inexactness
+from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
+from .preconditioner import FULL
+
+
+def for_guide(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
+    """The recipe with the ``guide_settings`` that it declares, where they were left open."""
+    inner, given = recipe, {}
+    if isinstance(recipe, functools.partial):
+        inner, given = recipe.func, recipe.keywords
+    settings = getattr(inner, "guide_settings", {})
+    return functools.partial(recipe, **(settings | given)) if settings else recipe
+
+
+def with_arrays(strategy: Callable) -> Callable:
+    """``init_to_value`` with floating arrays for Python numbers and integers, others as they are.
+
+    NumPyro hands values on as they came, to code that differentiates and reshapes them.
+    """
+    if not isinstance(strategy, functools.partial) or strategy.func is not init_to_value:
+        return strategy
+    values = strategy.keywords.get("values", {})
+    return init_to_value(
+        values={name: np.asarray(x, jnp.result_type(float, x)) for name, x in values.items()}
+    )
+
+
+def check_exact(flow: Any) -> None:
+    """Refuse a flow or transform whose log density or log-determinant is not exact.
+
+    :raises ValueError: for one that is an estimate or a bound.
+    """
+    if kind := inexactness(flow):
+        raise ValueError(
+            f"flow: expected an exact log density, got the {kind}, with which neither ELBO nor "
+            "importance weights nor neural transport would be right. Build a continuous flow with "
+            "`trace='exact'` in place of a stochastic trace; for an augmented guide, fit an exact "
+            "flow to `nf.augmented_model(model)`."
+        )
+
+
+def site_key(key: Array, prefix: str) -> Array:
+    """A key of this guide's own: ``AutoGuideList`` hands all its guides the same one."""
+    return jax.random.fold_in(key, zlib.crc32(prefix.encode()))
+
+
+def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistribution:
+    """The flow of a guide for which none was chosen: smooth, deep and narrow.
+
+    Sixteen affine couplings with networks of two layers of 32 units; in one dimension, where
+    affine maps are all alike, monotone networks instead.
+
+    :param key: ``jax.random.key``.
+    :param dim: number of coordinates.
+    :param context_dim: width of the context.
+    """
+    if dim == 1:
+        return coupling_flow(
+            key, 1, DeepSigmoid(), depth=2, hidden=(32, 32), context_dim=context_dim
+        )
+    # Each coordinate moves in half of the layers, and another passes in half of those: a scale that
+    # grows with it to the end of its tail, as a funnel's does, needs more than the default bound.
+    return realnvp(
+        key,
+        dim,
+        depth=16,
+        hidden=(32, 32),
+        activation="gelu",
+        log_scale_bound=3.0,
+        context_dim=context_dim,
+    )
+
+
+class Recipe:
+    """A recipe with its settings, equal to others of the same function and equal settings.
+
+    ``build`` is compiled for a recipe, and partial functions compare by identity.
+    """
+
+    def __init__(self, recipe: Callable[..., FlowDistribution]):
+        self._recipe = recipe
+        self._key: Any = recipe
+        if isinstance(recipe, functools.partial):
+            self._key = recipe.func, recipe.args, tuple(sorted(recipe.keywords.items()))
+            try:
+                hash(self._key)
+            except TypeError:
+                self._key = id(recipe)  # kept alive by this object
+
+    def __call__(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+        return self._recipe(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+# Compiled as one: run bit by bit, a recipe's many small programs take seconds.
+@jit(static_argnums=(0, 1), once=True)
+def build(recipe: Recipe, dim: int, key: Array) -> tuple[Any, Any]:
+    """The recipe's flow with a trainable affine map behind it, parted for training."""
+    flow = recipe(key, dim)
+    check_exact(flow)
+    if not isinstance(flow, FlowDistribution):
+        raise TypeError(
+            f"flow: expected a recipe that returns a FlowDistribution, got one that returns "
+            f"{type(flow).__name__}."
+        )
+    shape_fits = flow.event_shape == (dim,) and not flow.batch_shape
+    if not shape_fits or flow.context_dim or not is_real(flow.support):
+        raise ValueError(
+            f"flow: expected an unconditional flow over real vectors of size {dim}, got {flow} "
+            f"with support {flow.support}. The guide works in the unconstrained space and applies "
+            "the sites' supports itself."
+        )
+    affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
+    return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
+
+
+def assemble(params: Any, rest: Any, affine: FixedAffine) -> FlowDistribution:
+    """The flow over the latent space: what ``build`` parted, behind the frozen preconditioner."""
+    flow, affine = combine(params, rest), jax.lax.stop_gradient(affine)
+    return FlowDistribution(flow.base_dist, Chain([*flow.transform.parts, affine]))

@@ -1,0 +1,124 @@
+"""The training of a guide, from its start to a judged result."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jax import Array
+from tqdm.auto import trange
+
+from ..diagnostics import NEARLY_EQUAL, importance_ess, psis_khat
+from .schedule import CHUNK, Schedule
+from .trainers import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Trained parameters, and what importance weights of fresh draws say of them.
+
+    :ivar params: the trained parameters, for ``SVI``, ``Predictive`` and ``nf.NeuTraReparam``.
+    :ivar losses: negative ELBO estimate of each step, NaN where a step was skipped; empty where
+        the start left nothing to gain.
+    :ivar elbo: the ELBO of the result, from fresh draws.
+    :ivar elbo_error: its standard error.
+    :ivar khat: Pareto shape of the importance weights; see ``nf.diagnostics.psis_khat``.
+    :ivar ess: effective sample size of importance sampling, as a fraction of the draws.
+    """
+
+    params: dict[str, Any]
+    losses: np.ndarray
+    elbo: float
+    elbo_error: float
+    khat: float
+    ess: float
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps left out because a value or a gradient was not finite."""
+        return int((~np.isfinite(self.losses)).sum())
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the guide covers the posterior: k-hat below 0.7, or weights nearly equal."""
+        return self.khat < 0.7 or self.ess >= NEARLY_EQUAL
+
+
+class NeverFinite(ValueError):
+    """Training in which no step had a finite loss.
+
+    :ivar params: the parameters, still those of the start.
+    """
+
+    def __init__(self, params: dict[str, Any], found: str = ""):
+        super().__init__(
+            "The loss was never finite, nor its gradient. "
+            f"{found or 'The model and the guide are finite at the start, site by site.'} "
+            "If the model is right, start elsewhere with `init_loc_fn`."
+        )
+        self.params = params
+
+
+def train(
+    trainer: Trainer,
+    key: Array,
+    *,
+    num_steps: int,
+    target_ess: float,
+    num_draws: int,
+    progress_bar: bool,
+    learning_rate: float = 3e-3,
+    annealing_steps: int = 0,
+) -> Trained:
+    """Train until nothing is left to gain, and judge the result; see :func:`~nf.fit_guide`.
+
+    :param key: of the draws that judge.
+    :raises NeverFinite: if no step had a finite loss.
+    """
+
+    def judged(params: dict[str, Any], losses: np.ndarray) -> Trained:
+        log_weights = np.asarray(trainer.log_weights(key, params, num_draws), float)
+        return Trained(
+            params,
+            losses,
+            elbo=float(log_weights.mean()),
+            elbo_error=float(log_weights.std() / len(log_weights) ** 0.5),
+            khat=psis_khat(log_weights),
+            ess=importance_ess(log_weights),
+        )
+
+    # Where the preconditioner, or the parameters given, leave nothing to gain, no step is made.
+    if trainer.has_located:
+        at_start = judged(trainer.params(), np.empty(0))
+        if at_start.trusted and at_start.ess >= target_ess:
+            return at_start
+    schedule = Schedule(num_steps, trainer.num_particles, annealing_steps, target_ess)
+    losses: list[np.ndarray] = []
+    best_loss, best, best_step = np.inf, trainer.params(), 0
+    with trange(num_steps, disable=not progress_bar) as bar:
+        while True:
+            rates = learning_rate * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
+            chunk = trainer.run(rates, schedule.temper(len(rates)) if annealing_steps else None)
+            losses.append(chunk)
+            finite = chunk[np.isfinite(chunk)]
+            annealed = schedule.step < annealing_steps  # its losses are those of another target
+            is_best = not annealed and len(finite) > len(chunk) / 2 and finite.mean() < best_loss
+            schedule.advance(chunk)
+            if is_best:
+                best_loss, best, best_step = finite.mean(), trainer.params(), schedule.step
+            bar.total = schedule.stop
+            bar.update(len(chunk))
+            if len(finite):
+                bar.set_postfix_str(f"loss {finite.mean():.4g}", refresh=False)
+            if schedule.step < schedule.stop:
+                continue
+
+            all_losses = np.concatenate(losses)
+            if not np.isfinite(all_losses).any():
+                raise NeverFinite(trainer.params())
+            candidates = [best] if best_step == schedule.step else [trainer.params(), best]
+            trained = max(
+                (judged(params, all_losses) for params in candidates),
+                key=lambda each: np.nan_to_num(each.elbo, nan=-np.inf),
+            )
+            if trained.trusted or not schedule.resume():
+                return trained

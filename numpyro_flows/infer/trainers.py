@@ -1,0 +1,201 @@
+"""What ``fit_guide`` trains: a flow over a latent space, or anything that NumPyro's ``SVI`` can."""
+
+import copy
+from typing import Any, Final, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from numpyro import handlers
+from numpyro.infer import SVI, TraceEnum_ELBO
+from numpyro.infer.autoguide import AutoGuide
+from numpyro.infer.elbo import ELBO
+from numpyro.infer.svi import SVIState
+
+from ..compilation import jit, split
+from .arguments import Static, join_arguments, split_arguments
+from .density import hidden_discrete, unblocked
+from .elbo import STL_ELBO, LatentELBO, with_penalties
+from .guide import AutoFlow, Begun
+from .importance import importance_log_weights
+from .maps import draw
+
+#: Largest global norm of a gradient.
+CLIP: Final = 10.0
+
+
+def default_num_particles(dim: int) -> int:
+    """Draws per step: 128 up to 200 dimensions, then fewer, at least 16."""
+    return int(np.clip(25_600 // dim, 16, 128))
+
+
+class Trainer(Protocol):
+    """A guide in training."""
+
+    num_particles: int
+    #: Whether the start was searched for, and may leave nothing to gain.
+    has_located: bool
+
+    def params(self) -> dict[str, Any]:
+        """The parameters now."""
+
+    def run(self, rates: np.ndarray, tempers: np.ndarray | None) -> np.ndarray:
+        """A step for each learning rate; the losses, NaN where a step was left out."""
+
+    def log_weights(self, key: Array, params: dict[str, Any], num_draws: int) -> Array:
+        """Log importance weights of draws."""
+
+
+_ADAM: Final = optax.chain(optax.clip_by_global_norm(CLIP), optax.scale_by_adam())
+
+
+@jit
+def _steps(
+    objective: LatentELBO, state: tuple[Any, Any, Array], rates: Array, tempers: Array
+) -> tuple[Any, Array]:
+    def step(state: tuple[Any, Any, Array], control: tuple[Array, Array]) -> Any:
+        params, moments, key = state
+        rate, temper = control
+        key, step_key = jax.random.split(key)
+        loss, grads = jax.value_and_grad(objective)(params, step_key, temper)
+        updates, after = _ADAM.update(grads, moments)
+        moved = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, moved))]
+        good = jnp.stack(finite).all()
+        params, moments = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), (moved, after), (params, moments)
+        )
+        return (params, moments, key), jnp.where(good, loss, jnp.nan)
+
+    return jax.lax.scan(step, state, (rates, tempers))
+
+
+@jit(once=True)
+def _begin(params: Any) -> Any:
+    return _ADAM.init(params)
+
+
+class LatentTrainer:
+    """An ``AutoFlow`` without another objective: the model is traced once, and few programs serve.
+
+    :ivar num_gradients: gradients of the model that the search for the preconditioner took.
+    """
+
+    has_located = True
+
+    def __init__(
+        self,
+        key: Array,
+        guide: AutoFlow,
+        begun: Begun,
+        num_particles: int | None,
+        init_params: dict[str, Any],
+    ):
+        locate_key, flow_key, step_key, _ = split(key, 4)
+        flow_name, affine_name = guide.names
+        self.num_gradients = 0
+        affine = init_params.get(affine_name)
+        if affine is None:
+            affine, self.num_gradients = guide.locate(locate_key, begun)
+        flow = init_params.get(flow_name)
+        if flow is None:
+            flow = guide.initial_flow(flow_key)
+        self.num_particles = num_particles or default_num_particles(guide.latent_dim)
+        self._guide, self._affine = guide, affine
+        self.objective = guide.elbo(begun.density, affine, self.num_particles)
+        self._state: Any = (flow, None, step_key)
+
+    def params(self) -> dict[str, Any]:
+        return dict(zip(self._guide.names, (self._state[0], self._affine), strict=True))
+
+    def run(self, rates: np.ndarray, tempers: np.ndarray | None) -> np.ndarray:
+        flow, moments, key = self._state
+        if moments is None:
+            moments = _begin(flow)
+        dtype = jnp.result_type(float)
+        tempers = np.ones_like(rates) if tempers is None else tempers
+        controls = (np.asarray(a, dtype) for a in (rates, tempers))
+        self._state, losses = _steps(self.objective, (flow, moments, key), *controls)
+        return np.asarray(losses)
+
+    def log_weights(self, key: Array, params: dict[str, Any], num_draws: int) -> Array:
+        learned = self._guide.learned(params, (), {}, self.objective.density)
+        drawn = draw(learned, key, num_draws)
+        return np.asarray(drawn.log_p, float) - np.asarray(drawn.log_q, float)
+
+
+class SVITrainer:
+    """Any guide and objective, by NumPyro's ``SVI``."""
+
+    has_located = False
+
+    def __init__(
+        self,
+        key: Array,
+        guide: AutoGuide,
+        args: tuple,
+        kwargs: dict[str, Any],
+        elbo: ELBO | None,
+        num_particles: int | None,
+        init_params: dict[str, Any],
+    ):
+        # The learning rate is a number of the optimiser's state, so that a plateau can change it.
+        optimizer = optax.inject_hyperparams(
+            lambda learning_rate: optax.chain(
+                optax.clip_by_global_norm(CLIP), optax.adam(learning_rate)
+            )
+        )(learning_rate=0.0)
+        objective, model = STL_ELBO, unblocked(guide.model)
+        if hidden_discrete(guide.model, args, kwargs):
+            from numpyro.contrib.funsor import config_enumerate  # needs the package funsor
+
+            objective, model = TraceEnum_ELBO, config_enumerate(model)
+        self._svi = SVI(model, with_penalties(guide), optimizer, elbo or objective())
+        self._state = self._svi.init(key, *args, init_params=init_params, **kwargs)
+        if elbo is None:
+            # Only now is the dimension known.
+            dim = getattr(guide, "latent_dim", 1)
+            self._svi.loss = objective(num_particles=num_particles or default_num_particles(dim))
+        self.num_particles = getattr(self._svi.loss, "num_particles", 1)
+        self._guide, self._args, self._kwargs = guide, args, kwargs
+        self._run = self._program(self._svi)
+
+    @staticmethod
+    def _program(svi: SVI) -> Any:
+        @jit(static_argnums=3)
+        def run(
+            state: SVIState, controls: tuple[Array, Array | None], traced: Any, static: Static
+        ) -> tuple[SVIState, Array]:
+            args, kwargs = join_arguments(traced, static)
+
+            def step(state: SVIState, control: tuple[Array, Array | None]) -> Any:
+                rate, factor = control
+                here = svi
+                if factor is not None:
+                    here = copy.copy(svi)
+                    here.model = handlers.scale(svi.model, scale=factor)
+                count, (params, opt_state) = state.optim_state
+                hyperparams = opt_state.hyperparams | {"learning_rate": rate}
+                opt_state = opt_state._replace(hyperparams=hyperparams)
+                state = state._replace(optim_state=(count, (params, opt_state)))
+                return here.stable_update(state, *args, **kwargs)
+
+            return jax.lax.scan(step, state, controls)
+
+        return run
+
+    def params(self) -> dict[str, Any]:
+        return self._svi.get_params(self._state)
+
+    def run(self, rates: np.ndarray, tempers: np.ndarray | None) -> np.ndarray:
+        controls = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), (rates, tempers))
+        arguments = split_arguments(self._args, self._kwargs)
+        self._state, losses = self._run(self._state, controls, *arguments)
+        return np.asarray(losses)
+
+    def log_weights(self, key: Array, params: dict[str, Any], num_draws: int) -> Array:
+        return importance_log_weights(
+            key, self._guide, params, *self._args, num_samples=num_draws, **self._kwargs
+        )
