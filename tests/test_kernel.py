@@ -65,7 +65,7 @@ def shaken(k, *args, scale=0.1):
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(KEY, len(leaves))
     leaves = [a + scale * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    affine = nf.FixedAffine(guide._init_latent, 2.0)
+    affine = nf.transforms.FixedAffine(guide._init_latent, 2.0)
     params = dict(zip(names, (jax.tree.unflatten(structure, leaves), affine), strict=True))
     k._learned = learning.Learned(guide, params, (), 0.0, 0.0, 0, 0)
     k._arguments = jax.tree.flatten((args, {}))
@@ -278,7 +278,7 @@ def test_jumps_mix_between_modes():
     def share(jump_every):
         k = nf.FlowNUTS(model, SMALL, jump_every=jump_every)
         shaken(k, scale=0.0)
-        k._learned.params["flow_preconditioner"] = nf.FixedAffine(jnp.zeros(1), 6.0)
+        k._learned.params["flow_preconditioner"] = nf.transforms.FixedAffine(jnp.zeros(1), 6.0)
         mcmc = run(k, num_chains=8, num_samples=2000)
         x = mcmc.get_samples(group_by_chain=True)["x"]
         return np.asarray((x > 0).mean(1)), k.report(mcmc)
@@ -317,7 +317,7 @@ def test_affine_map_of_scores_is_exact_for_a_normal():
     loc = jnp.arange(5.0)
     x = jnp.asarray(loc + rng.normal(size=(40, 5)) @ root.T, jnp.float32)
     score = -jnp.linalg.solve(jnp.asarray(root @ root.T), (x - loc).T).T
-    rough = nf.FixedAffine(x.mean(0), x.std(0))
+    rough = nf.transforms.FixedAffine(x.mean(0), x.std(0))
     found = fisher.affine_of_scores(rough, fisher.Scored(x, score))
     flow = nf.FlowDistribution(dist.Normal(jnp.zeros(5), 1.0), found)
     held = jnp.asarray(loc + rng.normal(size=(200, 5)) @ root.T, jnp.float32)

@@ -80,7 +80,9 @@ def test_standard_deviation_of_an_affine_map():
     rng = np.random.default_rng(0)
     frame, _ = np.linalg.qr(rng.normal(size=(5, 2)))
     core = np.array([[0.5, 0.0], [0.3, 2.0]])
-    affine = nf.FixedAffine(jnp.ones(5), jnp.arange(1.0, 6.0), jnp.array(frame), jnp.array(core))
+    affine = nf.transforms.FixedAffine(
+        jnp.ones(5), jnp.arange(1.0, 6.0), jnp.array(frame), jnp.array(core)
+    )
     _, covariance = moments(affine)
     np.testing.assert_allclose(affine.standard_deviation**2, np.diag(covariance), rtol=1e-5)
 
@@ -132,7 +134,7 @@ def test_the_normal_of_a_quadratic_is_exact(x64):
 def test_triangular_form_keeps_the_normal(x64):
     rng = np.random.default_rng(0)
     frame, _ = np.linalg.qr(rng.normal(size=(5, 2)))
-    affine = nf.FixedAffine(
+    affine = nf.transforms.FixedAffine(
         jnp.asarray(rng.normal(size=5)),
         jnp.asarray(rng.uniform(0.1, 3, size=5)),
         jnp.asarray(frame),
@@ -181,12 +183,12 @@ def test_the_guide_carries_it_in_its_parameters():
 
 def test_fixed_affine_refuses():
     with pytest.raises(ValueError, match="loc of shape"):
-        nf.FixedAffine(0.0, 1.0)
+        nf.transforms.FixedAffine(0.0, 1.0)
     with pytest.raises(ValueError, match="frame and core together"):
-        nf.FixedAffine(jnp.zeros(2), 1.0, frame=jnp.eye(2))
+        nf.transforms.FixedAffine(jnp.zeros(2), 1.0, frame=jnp.eye(2))
     with pytest.raises(ValueError, match="scale: expected shape"):
-        nf.FixedAffine(jnp.zeros(2), jnp.ones(3))
+        nf.transforms.FixedAffine(jnp.zeros(2), jnp.ones(3))
     with pytest.raises(ValueError, match="frame: expected shape"):
-        nf.FixedAffine(jnp.zeros(2), 1.0, jnp.eye(3), jnp.eye(2))
+        nf.transforms.FixedAffine(jnp.zeros(2), 1.0, jnp.eye(3), jnp.eye(2))
     with pytest.raises(ValueError, match="init: expected 'auto' or 'location'"):
         nf.AutoFlow(scaled, init="laplace")

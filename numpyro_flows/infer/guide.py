@@ -22,8 +22,9 @@ from ..checks import is_real
 from ..compilation import is_traced, jit
 from ..distribution import FlowDistribution, combine, partition
 from ..elementwise import DeepSigmoid
+from ..parts import inexactness
 from ..recipes import coupling_flow, realnvp
-from ..transform import FlowTransform, inexactness
+from ..transform import FlowTransform
 from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
 from .arguments import Static, join_arguments, split_arguments
 from .density import log_joint
@@ -166,8 +167,8 @@ class AutoFlow(AutoContinuous):
     >>> guide = nf.AutoFlow(model, nf.realnvp)
     >>> svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=4))
     >>> result = svi.run(jax.random.key(0), 10, progress_bar=False)
-    >>> guide.get_posterior(result.params)
-    FlowDistribution(Independent -> Chain, batch_shape=(), event_shape=(1,))
+    >>> guide.get_posterior(result.params).event_shape
+    (1,)
     """
 
     # What NumPyro's set-up leaves.

@@ -50,8 +50,8 @@ class Chain(_Composition):
 
     >>> import jax, numpyro_flows as nf
     >>> t = nf.realnvp(jax.random.key(0), 2).transform
-    >>> nf.Chain([t, t.inv]).event_shape
-    (2,)
+    >>> nf.transforms.Chain([t, t.inv])
+    Chain(8 x Coupling(Affine) -> Inverse(8 x Coupling(Affine)), event_shape=(2,), parameters=70688)
     """
 
     parts: tuple[FlowTransform, ...]
@@ -64,7 +64,8 @@ class Chain(_Composition):
             if not isinstance(part, FlowTransform):
                 raise TypeError(
                     f"Chain: expected FlowTransforms, got {type(part).__name__}. "
-                    "Wrap a NumPyro transform as `nf.NumPyroTransform(transform, event_shape)`."
+                    "Wrap a NumPyro transform as "
+                    "`nf.transforms.NumPyroTransform(transform, event_shape)`."
                 )
         for first, second in zip(self.parts, self.parts[1:], strict=False):
             if first.out_shape != second.event_shape:
@@ -77,6 +78,13 @@ class Chain(_Composition):
             raise ValueError(
                 f"Chain: the parts expect contexts of different widths {sorted(widths)}."
             )
+
+    @property
+    def outline(self) -> str:
+        return self._inside()
+
+    def _inside(self) -> str:
+        return " -> ".join(part.outline for part in self.parts)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -108,13 +116,13 @@ class Chain(_Composition):
             total = total + log_det
         return value, jnp.asarray(total)
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         order = 1 if forward else -1
         parts = []
         for part in self.parts[::order]:
-            part, value = part._initialized(value, context if part.context_dim else None, forward)
+            part, value = part.initialized(value, context if part.context_dim else None, forward)
             parts.append(part)
         return Chain(parts[::order]), value
 
@@ -197,6 +205,21 @@ class Scan(_Composition):
                 )
 
     @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        if self.permutations is not None:
+            return len(self.permutations)
+        return max(len(leaf) for leaf in jax.tree.leaves(self.layers))
+
+    @property
+    def outline(self) -> str:
+        return self._inside()
+
+    def _inside(self) -> str:
+        layer = self.layers.outline
+        return f"{self.num_layers} x {f'({layer})' if ' -> ' in layer else layer}"
+
+    @property
     def event_shape(self) -> tuple[int, ...]:
         return self.layers.event_shape
 
@@ -251,12 +274,12 @@ class Scan(_Composition):
         )
         return self._ordered(value, forward, 0), total
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         def step(value, scanned):
             layer, orders = scanned
-            layer, value = layer._initialized(_permuted(value, orders, -1), context, forward)
+            layer, value = layer.initialized(_permuted(value, orders, -1), context, forward)
             return value, layer
 
         value, layers = jax.lax.scan(step, value, self._steps(forward), reverse=not forward)
