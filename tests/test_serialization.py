@@ -87,6 +87,9 @@ def make(name):
         "standardized": lambda: nf.FlowDistribution(
             flow.base_dist, Standardized(flow.transform, jnp.arange(3.0), 2.0 + jnp.arange(3.0))
         ),
+        "angles": lambda: nf.nsf(
+            KEY, 2, support=(constraints.circular, constraints.positive), num_bins=3, **SMALL
+        ),
         "inverse": lambda: nf.FlowDistribution(flow.base_dist, flow.transform.inv),
         "user's": lambda: nf.FlowDistribution(dist.Normal(jnp.zeros(2), 1.0), scaled()),
     }
@@ -102,6 +105,7 @@ NAMES = [
     "expanded",
     "student",
     "standardized",
+    "angles",
     "inverse",
     "user's",
     "conditioned",
