@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from density import DENSITIES, scorer
-from peers import Program, shake
+from densities import DENSITIES
+from density import scorer
+from libraries import Program, shake
 
 import numpyro_flows as nf
 
@@ -146,7 +147,7 @@ def penalties(options) -> None:
     steps = options.epochs * -(-27_000 // 256)
     for name in options.densities or NAMES:
         x, test, _ = data(name, options)
-        flows: dict[str, nf.Continuous] = {}
+        flows: dict[str, nf.transforms.Continuous] = {}
         first = None
         for weight in WEIGHTS:
             recipe = partial(nf.cnf, kinetic_penalty=weight, jacobian_penalty=weight)

@@ -115,12 +115,13 @@ def deep(steps: int) -> None:
 
 
 def compile_times() -> None:
+    import libraries
     import peers
 
     sizes = argparse.Namespace(**peers.SIZES | {"dim": 64, "depth": 64})
     for name, build in (
-        ("ours", peers.ours(nf.maf, "depth", "hidden")),
-        ("numpyro", peers.numpyro_maf),
+        ("ours", libraries.ours(nf.maf, "depth", "hidden")),
+        ("numpyro", libraries.numpyro_maf),
     ):
         (program,) = build(sizes)["train step"].values()
         seconds = [program.compile() for _ in range(3)]

@@ -29,6 +29,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
 from posteriors import errors, target
+from unconstrained import unconstrained
 
 import numpyro_flows as nf
 
@@ -141,31 +142,26 @@ def ours(posterior: models.Posterior, seed: int, **settings) -> dict:
     report = kernel.report(mcmc)
     print(f"    {report}".replace("\n", "\n    "), flush=True)
     return figures | {
-        "all_gradients": report.training_gradients + report.sampling_gradients,
+        "all_gradients": report.training_gradients + report.run.gradients,
         "guide_ess": report.ess,
         "flow": report.uses_flow,
-        "jumps": report.jump_acceptance,
+        "jumps": report.run.jump_acceptance,
     }
 
 
 def nutpies(posterior: models.Posterior, seed: int, tune: int = 1500) -> dict:
     """nutpie with its flow, on the same unconstrained density; two chains."""
     import nutpie
-    from numpyro import handlers
-    from numpyro.infer.autoguide import AutoDiagonalNormal
-    from numpyro.infer.util import constrain_fn, potential_energy
 
-    shapes = AutoDiagonalNormal(posterior.model)
-    handlers.seed(shapes, seed)(*posterior.args)
-    model = handlers.seed(posterior.model, 0)
+    target = unconstrained(posterior, seed)
     lock = threading.Lock()  # nutpie's chains are threads, and NumPyro's handlers are global
 
     def log_density(z):
         with lock:
-            return -potential_energy(model, posterior.args, {}, shapes._unpack_latent(z))
+            return target.log_density(z)
 
     value_and_grad = jax.jit(jax.value_and_grad(log_density))
-    dim = shapes.latent_dim
+    dim = target.dim
 
     def make_logp():
         def logp(z):
@@ -195,11 +191,7 @@ def nutpies(posterior: models.Posterior, seed: int, tune: int = 1500) -> dict:
     )
     seconds = time.perf_counter() - start
     z = jnp.asarray(trace.posterior["z"].values)
-    unpack = jax.vmap(jax.vmap(shapes._unpack_latent))
-    constrain = jax.vmap(
-        jax.vmap(partial(constrain_fn, model, posterior.args, {}, return_deterministic=True))
-    )
-    draws = constrain(unpack(z))
+    draws = jax.vmap(jax.vmap(target.sites))(z)
     stats = trace.sample_stats
     warm = trace.warmup_sample_stats
     gradients = int(stats["n_steps"].sum())

@@ -23,15 +23,13 @@ import jax
 import models
 import numpy as np
 import optax
-from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import (
     AutoBNAFNormal,
-    AutoDiagonalNormal,
     AutoIAFNormal,
     AutoMultivariateNormal,
 )
-from numpyro.infer.util import constrain_fn, potential_energy
+from unconstrained import unconstrained
 
 import numpyro_flows as nf
 
@@ -92,7 +90,7 @@ def ours(posterior: models.Posterior, seed: int) -> dict[str, float]:
     draws = guide.sample_posterior(
         jax.random.key(seed + 100), fitted.params, sample_shape=(NUM_DRAWS,)
     )
-    particles = nf.infer.fit.default_num_particles(guide.latent_dim)
+    particles = nf.infer.trainers.default_num_particles(guide.latent_dim)
     return errors(posterior, draws) | {
         "elbo": fitted.elbo,
         "khat": fitted.khat,
@@ -132,15 +130,10 @@ def flowjaxs(posterior, seed: int, steps: int, particles: int) -> dict[str, floa
     from flowjax.train import fit_to_key_based_loss
     from flowjax.train.losses import ElboLoss
 
-    shapes = AutoDiagonalNormal(posterior.model)
-    handlers.seed(shapes, seed)(*posterior.args)
-    model = handlers.seed(posterior.model, 0)
-
-    def log_density(z):
-        return -potential_energy(model, posterior.args, {}, shapes._unpack_latent(z))
-
+    target = unconstrained(posterior, seed)
+    log_density = target.log_density
     key, train_key, draw_key = jax.random.split(jax.random.key(seed), 3)
-    base = flowjax.distributions.StandardNormal((shapes.latent_dim,))
+    base = flowjax.distributions.StandardNormal((target.dim,))
     flow = flowjax.flows.masked_autoregressive_flow(key, base_dist=base, invert=False)
     start = time.perf_counter()
     flow, _ = fit_to_key_based_loss(
@@ -154,11 +147,7 @@ def flowjaxs(posterior, seed: int, steps: int, particles: int) -> dict[str, floa
     seconds = time.perf_counter() - start
     z, log_q = flow.sample_and_log_prob(draw_key, (NUM_DRAWS,))
     log_weights = np.asarray(jax.lax.map(log_density, z, batch_size=500) - log_q, float)[:10_000]
-    sites = jax.vmap(
-        lambda z: constrain_fn(
-            model, posterior.args, {}, shapes._unpack_latent(z), return_deterministic=True
-        )
-    )(z)
+    sites = jax.vmap(target.sites)(z)
     return errors(posterior, sites) | {
         "elbo": float(log_weights.mean()),
         "khat": nf.diagnostics.psis_khat(log_weights),

@@ -37,7 +37,9 @@ def learn_map(x, target, extra, num_steps=800):
     start = jnp.pad(x, ((0, 0), (0, extra)))
     dim = start.shape[1]
     field = nf.nn.ConcatSquash(jax.random.key(1), dim, hidden=(32, 32))
-    params, rest = nf.partition(nf.Continuous(jax.random.key(0), dim, field, num_steps=10))
+    params, rest = nf.partition(
+        nf.transforms.Continuous(jax.random.key(0), dim, field, num_steps=10)
+    )
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, num_steps))
 
     def loss(params):

@@ -105,7 +105,7 @@ def draw_picture(path, plain, warped, guide, params):
     # Colours carry the place in the funnel over to the base space.
     latent = warped[f"{guide.prefix}_shared_latent"].reshape(-1, guide.latent_dim)
     log_tau = np.log(np.asarray(warped["tau"])).ravel()
-    index = guide._unpack_latent(jnp.arange(guide.latent_dim))
+    index = guide.space.unpack(jnp.arange(guide.latent_dim))
     tau_index, theta_index = int(index["tau"]), int(index["theta"][0])
     points = draw_base(
         right,

@@ -1,13 +1,14 @@
 """Normalizing flows as native NumPyro transforms and distributions.
 
-The public names, by section. Two files hold the design: ``transform.py`` (the contract of a
-transform) and ``distribution.py`` (the flow).
+The public names, by section; layers live in ``nf.transforms`` and scalar maps in
+``nf.elementwise``. Two files hold the design: ``transform.py`` (the contract of a transform) and
+``distribution.py`` (the flow).
 """
 
 from . import diagnostics, elementwise, nn, transforms
 from .augmented import AugmentedFlow
-from .dequantization import Dequantized, bits_per_dim, dequantization_noise, dequantize, equalize
-from .diagnostics import check_transform
+from .dequantization import Dequantized, dequantization_noise, dequantize, equalize
+from .diagnostics import bits_per_dim, check_transform
 from .distribution import FlowDistribution, combine, partition
 from .flow_matching import fit_flow_matching
 from .images import glow, grey_levels
@@ -29,6 +30,8 @@ from .infer import (
     to_arviz,
 )
 from .initialization import initialize
+from .io import load, register, save
+from .parts import Fixed
 from .recipes import (
     augmented_cnf,
     autoregressive_flow,
@@ -45,39 +48,8 @@ from .recipes import (
     realnvp,
     sylvester,
 )
-from .serialization import load, register, save
 from .training import FitResult, fit
-from .transform import Conditioned, Embedded, Fixed, FlowTransform, Inverse
-from .transforms import (
-    ActNorm,
-    BlockAutoregressive,
-    Chain,
-    Continuous,
-    ConvCoupling,
-    Coupling,
-    DenseLinear,
-    DiagonalScale,
-    Elementwise,
-    Equalization,
-    FixedAffine,
-    Householder,
-    LULinear,
-    MaskedAutoregressive,
-    MultiScale,
-    NumPyroTransform,
-    Orthogonal,
-    Permutation,
-    Pixelwise,
-    Planar,
-    Radial,
-    Ridge,
-    Scan,
-    Squeeze,
-    Stacked,
-    Standardized,
-    Sylvester,
-    TriangularAffine,
-)
+from .transform import FlowTransform
 
 __version__ = "0.1.0"
 
@@ -104,38 +76,7 @@ __all__ = [
     "FlowDistribution",
     "AugmentedFlow",
     "FlowTransform",
-    "Inverse",
-    "Conditioned",
-    "Embedded",
-    "Chain",
-    "Coupling",
-    "MaskedAutoregressive",
-    "BlockAutoregressive",
-    "Planar",
-    "Sylvester",
-    "Ridge",
-    "Radial",
-    "Continuous",
-    "Elementwise",
-    "DiagonalScale",
-    "TriangularAffine",
-    "LULinear",
-    "DenseLinear",
-    "Householder",
-    "Orthogonal",
-    "Permutation",
-    "ActNorm",
-    "Squeeze",
-    "Pixelwise",
-    "ConvCoupling",
-    "MultiScale",
-    "Equalization",
     "initialize",
-    "NumPyroTransform",
-    "Scan",
-    "Stacked",
-    "Standardized",
-    "FixedAffine",
     # parameters
     "Fixed",
     "partition",

@@ -1,4 +1,4 @@
-"""The augmented flow: coordinates beside the data lift what a bijection of the data cannot do."""
+"""Augmented flows: extra dimensions remove the topological limits of a bijection of the data."""
 
 import copy
 import math
@@ -22,13 +22,14 @@ from .checks import (
     check_size,
     is_real,
 )
-from .circular import PerCoordinate, from_coordinates
-from .distribution import FlowDistribution, Ordered, solved
-from .transform import Conditioned, Exactness, Fixed, FlowTransform, for_training, inexactness
-from .transforms import Chain, NumPyroTransform
+from .coordinates import PerCoordinate, from_coordinates
+from .distribution import FlowDistribution, Sampled, solved
+from .parts import Exactness, Fixed, for_training, inexactness, num_parameters
+from .transform import FlowTransform
+from .transforms import Chain, Conditioned, NumPyroTransform
 
 
-class AugmentedFlow(Exactness, Ordered):
+class AugmentedFlow(Exactness, Sampled):
     r"""A flow over x and e, of which only x is data: :math:`p(x) = \int p(x, e) \, de`.
 
     .. math:: \log p(x) \ge \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, e_k)}{q(e_k \mid x)},
@@ -166,9 +167,17 @@ class AugmentedFlow(Exactness, Ordered):
 
     def __repr__(self) -> str:
         context = f", context_dim={self.context_dim}" if self.context_dim else ""
+        size = num_parameters((self.transform, self.encoder_transform))
         return (
-            f"AugmentedFlow(batch_shape={self.batch_shape}, event_shape={self.event_shape}, "
-            f"augment_dim={self.augment_dim}{context}, log_prob={self.inexact})"
+            f"AugmentedFlow({self.transform.outline}, batch_shape={self.batch_shape}, "
+            f"event_shape={self.event_shape}, augment_dim={self.augment_dim}{context}, "
+            f"log_prob={self.inexact}, parameters={size})"
+        )
+
+    def entropy(self) -> Array:
+        raise NotImplementedError(
+            "AugmentedFlow: there is no formula for the entropy of a flow, and its `log_prob` is a "
+            "lower bound. Estimate an upper one: `-flow.log_prob(flow.sample(key, (n,))).mean(0)`."
         )
 
     @property
@@ -185,7 +194,8 @@ class AugmentedFlow(Exactness, Ordered):
             both = from_coordinates((*parts, *(constraints.real,) * self.augment_dim))
             inner = Chain([inner, NumPyroTransform(both, inner.out_shape)])
         transform = inner if context is None else Conditioned(inner, context)
-        return FlowDistribution(self.base_dist, transform).expand(self.batch_shape)
+        flow = FlowDistribution(self.base_dist, transform, validate_args=self._validate_args)
+        return flow.expand(self.batch_shape)
 
     def encode(self, value: ArrayLike) -> FlowDistribution:
         """q(e | x), from which the bound draws.
@@ -194,9 +204,8 @@ class AugmentedFlow(Exactness, Ordered):
         :return: a flow of batch shape ``(*sample, *batch_shape)``.
         """
         u, _ = self._unconstrained(value)
-        return FlowDistribution(
-            self.encoder_base, Conditioned(self.encoder_transform, self._with_context(u))
-        )
+        transform = Conditioned(self.encoder_transform, self._with_context(u))
+        return FlowDistribution(self.encoder_base, transform, validate_args=self._validate_args)
 
     def condition(self, context: ArrayLike) -> "AugmentedFlow":
         """The flow given a context.

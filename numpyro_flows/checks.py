@@ -1,4 +1,4 @@
-"""What a user can get wrong in any call, checked in one place: keys, sizes, values and contexts.
+"""Checks of arguments, each in one place: keys, sizes, values, shapes and contexts.
 
 Every message says what was expected, what came, and how to mend it. Shapes and dtypes are known
 while tracing, so under ``jit`` these checks cost nothing at run time.
@@ -119,6 +119,30 @@ def check_event_shape(name: str, shape: tuple[int, ...], event_shape: tuple[int,
         raise ValueError(
             f"{name}: expected shape {batch}, got {shape}. "
             f"The trailing axes must be the event shape {event_shape}."
+        )
+
+
+def check_integers(
+    name: str, value: Array | np.ndarray, levels: int, event_shape: tuple[int, ...]
+) -> None:
+    """Check data of a discrete model; the values only where they are known.
+
+    :raises TypeError: for another dtype.
+    :raises ValueError: for a wrong event shape or values outside of 0 to ``levels - 1``.
+    """
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise TypeError(
+            f"{name}: expected integers from 0 to {levels - 1}, got dtype {value.dtype}. Real "
+            "numbers have a density as they are: use the flow without `nf.dequantize`."
+        )
+    check_event_shape(name, value.shape, event_shape)
+    if isinstance(value, jax.core.Tracer) or not value.size:
+        return
+    smallest, largest = int(value.min()), int(value.max())
+    if smallest < 0 or largest >= levels:
+        raise ValueError(
+            f"{name}: expected integers from 0 to {levels - 1}, got {smallest} to {largest}. Pass "
+            "`levels=` to `nf.dequantize`, or rescale the data."
         )
 
 

@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Logistic, biject_to, constraints
 
-from .checks import check_event_shape, check_image_shape, check_key, check_size, check_unmasked
+from .checks import check_image_shape, check_integers, check_key, check_size, check_unmasked
 from .convnet import ConvEmbedding
 from .distribution import FlowDistribution
 from .elementwise import Affine
@@ -168,9 +168,9 @@ def equalize(flow: FlowDistribution, x: ArrayLike, levels: int = 256) -> FlowDis
     """A flow of real numbers behind the histogram equalisation of integer data.
 
     Each channel's histogram of x, every count plus 1, becomes a fixed last part of the flow
-    (:class:`~numpyro_flows.Equalization`). It serves where the logit of :func:`grey_levels` does
-    and spreads the common levels: four fifths of all pixels of handwritten digits are 0, and their
-    noise fills 1/256 of the range.
+    (:class:`~numpyro_flows.transforms.Equalization`). It serves where the logit of
+    :func:`grey_levels` does and spreads the common levels: four fifths of all pixels of handwritten
+    digits are 0, and their noise fills 1/256 of the range.
 
     :param flow: flow over real numbers, which will see numbers of mean about 0 and scale about 1.
     :param x: integers 0 to ``levels - 1``, shape ``(n, *event_shape)``; rows to train on.
@@ -241,89 +241,3 @@ def dequantization_noise(
     network = ConvEmbedding(net_key, shape, features, hidden=hidden, activation=activation)
     base = Logistic(jnp.zeros(small), jnp.ones(small)).to_event(3)
     return FlowDistribution(base, Chain([steps, Inverse(squeeze), sigmoid])).embed(network)
-
-
-def bits_per_dim(
-    key: Array,
-    model: Dequantized,
-    x: ArrayLike,
-    context: ArrayLike | None = None,
-    *,
-    num_samples: int = 1,
-    batch_size: int = 256,
-) -> np.ndarray:
-    r"""Bits per dimension of each row, :math:`-\log P(x) / (D \log 2)`: an upper bound.
-
-    :param key: ``jax.random.key`` for the noise.
-    :param model: what :func:`dequantize` returns.
-    :param x: integers, shape ``(n, *event_shape)``; D is the number of integers in a row.
-    :param context: shape ``(n, context_dim)``, for a conditional model.
-    :param num_samples: draws of the noise per row; more make the bound tighter.
-    :param batch_size: rows per pass.
-    :return: shape ``(n,)``; its mean is the usual figure.
-    :raises TypeError: for data that are not integers, or a flow that was not dequantised.
-    :raises ValueError: for wrong shapes or values outside of the range.
-
-    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
-    >>> key = jax.random.key(0)
-    >>> flow = nf.realnvp(key, 3, depth=2, hidden=(4,))
-    >>> bits_per_dim(key, nf.dequantize(flow, 4), jnp.zeros((5, 3), int)).shape
-    (5,)
-    """
-    if not isinstance(model, Dequantized):
-        raise TypeError(
-            f"model: expected the result of `nf.dequantize`, got {type(model).__name__}. A density "
-            "of real numbers has no bits: call `nf.dequantize(flow, levels)`."
-        )
-    check_unmasked("x", x)
-    x = np.asarray(x)
-    check_integers("x", x, model.levels, model.event_shape)
-    check_size("batch_size", batch_size)
-    if x.ndim != 1 + len(model.event_shape):
-        raise ValueError(
-            f"x: expected shape (n, *{model.event_shape}), one row per event, got {x.shape}."
-        )
-    check_key(key)
-    if context is not None:
-        check_unmasked("context", context)
-        context = np.asarray(context)
-    bounds = []
-    for i, start in enumerate(range(0, len(x), batch_size)):
-        rows = slice(start, start + batch_size)
-        seen = None if context is None else context[rows]
-        bounds.append(
-            _bounds(model, jax.random.fold_in(key, i), x[rows], seen, num_samples=num_samples)
-        )
-    return -np.concatenate(bounds) / (math.prod(model.event_shape) * math.log(2))
-
-
-@eqx.filter_jit
-def _bounds(
-    model: Dequantized, key: Array, x: ArrayLike, context: ArrayLike | None, *, num_samples: int
-) -> Array:
-    model = model if context is None else model.condition(context)
-    return model.log_prob_bound(key, x, num_samples=num_samples)
-
-
-def check_integers(
-    name: str, value: Array | np.ndarray, levels: int, event_shape: tuple[int, ...]
-) -> None:
-    """Check data of a discrete model; the values only where they are known.
-
-    :raises TypeError: for another dtype.
-    :raises ValueError: for a wrong event shape or values outside of 0 to ``levels - 1``.
-    """
-    if not jnp.issubdtype(value.dtype, jnp.integer):
-        raise TypeError(
-            f"{name}: expected integers from 0 to {levels - 1}, got dtype {value.dtype}. Real "
-            "numbers have a density as they are: use the flow without `nf.dequantize`."
-        )
-    check_event_shape(name, value.shape, event_shape)
-    if isinstance(value, jax.core.Tracer) or not value.size:
-        return
-    smallest, largest = int(value.min()), int(value.max())
-    if smallest < 0 or largest >= levels:
-        raise ValueError(
-            f"{name}: expected integers from 0 to {levels - 1}, got {smallest} to {largest}. Pass "
-            "`levels=` to `nf.dequantize`, or rescale the data."
-        )

@@ -1,33 +1,72 @@
 """The flow as a distribution, and its split into what trains and what does not."""
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution, TransformedDistribution
+from numpyro.distributions import (
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    TransformedDistribution,
+)
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import validate_sample
 
 from .checks import check_context, check_event_shape, check_float, check_key, is_real
-from .transform import Conditioned, Embedded, Fixed, FlowTransform, inexactness
-from .transforms import NumPyroTransform, Stacked
+from .parts import Fixed, inexactness, num_parameters
+from .transform import FlowTransform
+from .transforms import Conditioned, Embedded, NumPyroTransform, Stacked
 
 
-class Ordered(Distribution):
-    """A distribution whose leaves have one order; NumPyro's is a set's, another in each process."""
+class Sampled(Distribution):
+    """Base of flows: distributions whose moments and quantiles are known from draws alone."""
 
     @classmethod
     def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        # One order of the leaves: NumPyro's is that of a set, another in each process.
         return tuple(sorted(super().gather_pytree_data_fields()))
 
+    def _no_formula(self, what: str, call: str) -> NotImplementedError:
+        return NotImplementedError(
+            f"{type(self).__name__}: there is no formula for the {what} of a flow. Estimate it "
+            f"from draws: `{call}`."
+        )
 
-class FlowDistribution(Ordered, TransformedDistribution):
+    @property
+    def mean(self) -> Array:
+        raise self._no_formula("mean", "flow.sample(key, (n,)).mean(0)")
+
+    @property
+    def variance(self) -> Array:
+        raise self._no_formula("variance", "flow.sample(key, (n,)).var(0)")
+
+    def cdf(self, value: ArrayLike) -> Array:
+        raise self._no_formula(
+            "distribution function", "(flow.sample(key, (n,)) <= value).all(-1).mean(0)"
+        )
+
+    def icdf(self, q: ArrayLike) -> Array:
+        raise self._no_formula("quantiles", "jnp.quantile(flow.sample(key, (n,)), q, axis=0)")
+
+    def entropy(self) -> Array:
+        raise self._no_formula("entropy", "-flow.log_prob(flow.sample(key, (n,))).mean(0)")
+
+    def enumerate_support(self, expand: bool = True) -> Array:
+        raise NotImplementedError(
+            f"{type(self).__name__}: a flow is continuous, so its values cannot be enumerated. "
+            "Draw some: `flow.sample(key, (n,))`."
+        )
+
+
+class FlowDistribution(Sampled, TransformedDistribution):
     r"""A normalizing flow: :math:`x = T(z)` with z from a base distribution.
 
     .. math:: \log p(x) = \log p_Z(T^{-1}(x)) + \log |\det \partial T^{-1} / \partial x|
@@ -45,6 +84,9 @@ class FlowDistribution(Ordered, TransformedDistribution):
     >>> import jax, jax.numpy as jnp, numpyro.distributions as dist, numpyro_flows as nf
     >>> t = nf.realnvp(jax.random.key(0), 2).transform
     >>> flow = nf.FlowDistribution(dist.Normal(jnp.zeros(2), 1.0), t)
+    >>> flow
+    FlowDistribution(Normal -> 8 x Coupling(Affine), batch_shape=(), event_shape=(2,),
+                     parameters=35344)
     >>> flow.sample(jax.random.key(1), (7,)).shape, flow.log_prob(jnp.zeros((7, 2))).shape
     ((7, 2), (7,))
     """
@@ -105,16 +147,40 @@ class FlowDistribution(Ordered, TransformedDistribution):
         return self.transform.codomain
 
     def __repr__(self) -> str:
-        context = f", context_dim={self.context_dim}" if self.context_dim else ""
+        base = self.base_dist
+        while isinstance(base, Independent | ExpandedDistribution):
+            base = base.base_dist
         inexact = inexactness((self.base_dist, self.transform))
-        kind = f", log_prob={inexact}" if inexact else ""
-        return (
-            f"FlowDistribution({type(self.base_dist).__name__} -> "
-            f"{type(self.transform).__name__}, batch_shape={self.batch_shape}, "
-            f"event_shape={self.event_shape}{context}{kind})"
-        )
+        texts = [
+            f"{type(base).__name__} -> {self.transform.outline}",
+            f"batch_shape={self.batch_shape}",
+            f"event_shape={self.event_shape}",
+        ]
+        texts += [f"context_dim={self.context_dim}"] * (self.context_dim > 0)
+        texts += [f"log_prob={inexact}"] * bool(inexact)
+        texts += [f"parameters={num_parameters(self.transform)}"]
+        return f"{type(self).__name__}({', '.join(texts)})"
 
-    def condition(self, context: Any) -> "FlowDistribution":
+    def with_parts(
+        self, base_dist: Distribution | None = None, transform: FlowTransform | None = None
+    ) -> Self:
+        """This flow with another base or transform; all else, as ``validate_args``, stays.
+
+        A flow of a subclass keeps its class and what else it holds.
+
+        :param base_dist: as for the constructor; the same by default.
+        :param transform: likewise.
+        """
+        parts = FlowDistribution(
+            self.base_dist if base_dist is None else base_dist,
+            self.transform if transform is None else transform,
+            validate_args=self._validate_args,
+        )
+        new = copy.copy(self)
+        new.__dict__.update(vars(parts))
+        return new
+
+    def condition(self, context: Any) -> Self:
         """The flow given a context.
 
         :param context: floating, of shape ``(*batch, context_dim)``; for a flow with an embedding
@@ -123,11 +189,14 @@ class FlowDistribution(Ordered, TransformedDistribution):
         :raises ValueError: if this flow is not conditional, or the width is wrong.
         :raises TypeError: if the context is not floating.
         """
-        return FlowDistribution(self.base_dist, Conditioned(self.transform, context))
+        return self.with_parts(transform=Conditioned(self.transform, context))
 
-    def embed(self, network: Callable[[Any], Array]) -> "FlowDistribution":
-        """This conditional flow with its context read by a network; see :class:`Embedded`."""
-        return FlowDistribution(self.base_dist, Embedded(self.transform, network))
+    def embed(self, network: Callable[[Any], Array]) -> Self:
+        """This conditional flow with its context read by a network.
+
+        :param network: see :class:`~numpyro_flows.transforms.Embedded`.
+        """
+        return self.with_parts(transform=Embedded(self.transform, network))
 
     def _check_conditioned(self) -> None:
         check_context("This flow", None, self.context_dim)
@@ -207,12 +276,12 @@ class FlowDistribution(Ordered, TransformedDistribution):
         x, intermediates = self.sample_with_intermediates(key, sample_shape)
         return x, self.log_prob(x, intermediates)
 
-    def expand(self, batch_shape: tuple[int, ...]) -> "FlowDistribution":
+    def expand(self, batch_shape: tuple[int, ...]) -> Self:
         """This flow with a larger batch shape; the transform is shared, the noise is not."""
         batch_shape = tuple(batch_shape)
         if batch_shape == self.batch_shape:
             return self
-        return FlowDistribution(self.base_dist.expand(batch_shape), self.transform)
+        return self.with_parts(base_dist=self.base_dist.expand(batch_shape))
 
 
 def solved(log_density: Array, log_det: Array) -> Array:
@@ -223,7 +292,7 @@ def solved(log_density: Array, log_det: Array) -> Array:
 @promote_batch_shape.register
 def _promote(flow: FlowDistribution):
     # A scan inside a model returns its distributions with all leaves stacked along a first axis.
-    return FlowDistribution(
+    return flow.with_parts(
         promote_batch_shape(flow.base_dist), Stacked(flow.transform, len(flow.batch_shape))
     )
 
@@ -243,8 +312,8 @@ def partition(flow: Any, *, train_base: bool = False) -> tuple[Any, Any]:
 
     >>> import jax, numpyro_flows as nf
     >>> params, rest = nf.partition(nf.realnvp(jax.random.key(0), 2))
-    >>> nf.combine(params, rest)
-    FlowDistribution(Independent -> Scan, batch_shape=(), event_shape=(2,))
+    >>> nf.combine(params, rest).event_shape
+    (2,)
     """
 
     flows = {id(node) for node in jax.tree.leaves(flow, is_leaf=_is_flow) if _is_flow(node)}

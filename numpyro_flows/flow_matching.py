@@ -13,8 +13,7 @@ from numpyro.distributions import Distribution
 
 from .distribution import FlowDistribution
 from .training import FitResult, fit_by
-from .transform import Embedded
-from .transforms import Chain, Continuous, NumPyroTransform, Standardized
+from .transforms import Chain, Continuous, Embedded, NumPyroTransform, Standardized
 
 _GOLDEN: Final = (5**0.5 - 1) / 2
 

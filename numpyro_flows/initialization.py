@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from .checks import check_float, check_unmasked, is_real
+from .checks import check_float, check_integers, check_unmasked, is_real
 from .compilation import jit
-from .dequantization import Dequantized, check_integers
+from .dequantization import Dequantized
 from .distribution import FlowDistribution
 from .transform import FlowTransform
 
@@ -18,7 +18,7 @@ _Flow = TypeVar("_Flow", FlowDistribution, FlowTransform, Dequantized)
 
 
 def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
-    r"""The flow with every :class:`~numpyro_flows.ActNorm` in it set from data.
+    r"""The flow with every :class:`~numpyro_flows.transforms.ActNorm` in it set from data.
 
     The data go through the flow once, towards the base. Each ``ActNorm`` they meet is set so that
     what it passes on has mean 0 and variance 1 in each channel over the batch; everything else,
@@ -41,7 +41,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
     :raises TypeError: for something else than a flow, or data that are not floating.
 
     >>> import jax.numpy as jnp, numpyro_flows as nf
-    >>> t = nf.initialize(nf.ActNorm(1), jnp.array([[1.0], [3.0]]))
+    >>> t = nf.initialize(nf.transforms.ActNorm(1), jnp.array([[1.0], [3.0]]))
     >>> t.inv(jnp.array([[1.0], [3.0]]))
     Array([[-1.],
            [ 1.]], dtype=float32)
@@ -55,7 +55,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
         return eqx.tree_at(lambda model: model.flow, flow, initialize(flow.flow, noisy, context))
     if isinstance(flow, FlowDistribution):
         transform = initialize(flow.transform, batch, context)
-        return FlowDistribution(flow.base_dist, transform, validate_args=flow._validate_args)
+        return flow.with_parts(transform=transform)
     if not isinstance(flow, FlowTransform):
         raise TypeError(
             f"flow: expected a FlowDistribution or a FlowTransform, got {type(flow).__name__}."
@@ -95,7 +95,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
 
 @jit
 def _initialized(transform: FlowTransform, rows: Array, context: Any) -> FlowTransform:
-    return transform._initialized(rows, context, False)[0]
+    return transform.initialized(rows, context, False)[0]
 
 
 def _check_rows(name: str, good: Array, what: str) -> None:

@@ -23,8 +23,7 @@ from numpyro.distributions.constraints import Constraint
 
 from .augmented import AugmentedFlow
 from .checks import check_key, check_size, is_real
-from .circular import (
-    ByKind,
+from .coordinates import (
     PerCoordinate,
     StandardBase,
     angles,
@@ -34,6 +33,8 @@ from .circular import (
 from .distribution import FlowDistribution
 from .elementwise import (
     Affine,
+    Angles,
+    ByKind,
     CircularSpline,
     ElementwiseMap,
     RationalQuadraticSpline,
@@ -296,7 +297,7 @@ def coupling_flow(
             context_dim=context_dim,
             activation=activation,
             residual=residual,
-            circular=circular,
+            encoding=None if circular is None else Angles(circular),
         )
         # Inverted, the density has its matrix product and sampling its triangular solves.
         return Chain([Inverse(LULinear(dim)), layer]) if mixing == "lu" else layer
@@ -375,7 +376,7 @@ def autoregressive_flow(
             context_dim=context_dim,
             activation=activation,
             parents=parents,
-            circular=circular,
+            encoding=None if circular is None else Angles(circular),
         )
 
     check_size("depth", depth)

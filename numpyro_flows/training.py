@@ -25,18 +25,20 @@ from .augmented import AugmentedFlow
 from .checks import (
     check_context,
     check_floating,
+    check_integers,
     check_key,
     check_size,
     check_unmasked,
     is_real,
 )
-from .circular import angles
 from .compilation import jit
-from .dequantization import Dequantized, check_integers
+from .coordinates import angles
+from .dequantization import Dequantized
 from .distribution import FlowDistribution, combine, leaf_names, partition
-from .files import written_whole
-from .transform import Conditioned, Embedded, FlowTransform, for_training
-from .transforms import Chain, NumPyroTransform, Standardized
+from .io import written_whole
+from .parts import for_training
+from .transform import FlowTransform
+from .transforms import Chain, Conditioned, Embedded, NumPyroTransform, Standardized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,7 +363,7 @@ def _continuous(
         raise ValueError(
             f"flow: expected a {type(core.transform).__name__} onto the real numbers, got one onto "
             f"{core.support}, which cannot be standardised. Pass `standardize=False`, or end the "
-            "flow with `nf.NumPyroTransform(biject_to(support), event_shape)`."
+            "flow with `nf.transforms.NumPyroTransform(biject_to(support), event_shape)`."
         )
     data, numbers, log_det = _whiten(x, context, weights, parts, standardize, embedded)
     return _Task(

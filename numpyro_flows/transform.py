@@ -39,75 +39,9 @@ from .checks import (
     check_float,
     check_image_shape,
     check_size,
-    check_unmasked,
 )
 from .nn import columns
-
-
-class Fixed(eqx.Module):
-    """Numbers that never train: a standardisation, support bounds, a bound context.
-
-    ``nf.partition`` keeps whatever is wrapped here out of the parameters, so that optimisers,
-    weight decay, priors and NUTS over weights leave it alone. Gradients still flow through it.
-
-    :param value: any pytree of arrays.
-    """
-
-    value: Any
-
-
-class Exactness:
-    """Base of transforms and distributions: is the density exact, and what does training use?
-
-    The defaults ask the parts, which are whatever fields hold another ``Exactness``.
-    """
-
-    @property
-    def inexact(self) -> str:
-        """What the log-determinant or log density is ("estimate", ...); empty if it is exact."""
-        return _first_inexact(*_flatten(self, below=True))
-
-    def for_training(self, key: Array | None, rows: int) -> Any:
-        """What one step of training uses in place of this object.
-
-        :param key: for probes or noise of this step's own; None for validation.
-        :param rows: number of rows in the step's batch.
-        """
-        return _as_trained(*_flatten(self, below=True), key, rows)
-
-
-def inexactness(tree: Any) -> str:
-    """``inexact`` of the first part of a pytree of flows and transforms that is not exact."""
-    return _first_inexact(*_flatten(tree))
-
-
-def for_training(tree: Any, key: Array | None, rows: int) -> Any:
-    """A pytree of flows and transforms as one step of training uses it."""
-    return _as_trained(*_flatten(tree), key, rows)
-
-
-def _flatten(tree: Any, below: bool = False) -> tuple[list[Any], Any]:
-    """The outermost parts of a tree, or the outermost ones ``below`` its root, and other leaves."""
-
-    def is_part(node: Any) -> bool:
-        return isinstance(node, Exactness) and not (below and node is tree)
-
-    return jax.tree.flatten(tree, is_leaf=is_part)
-
-
-def _first_inexact(nodes: list[Any], structure: Any) -> str:
-    kinds = (node.inexact for node in nodes if isinstance(node, Exactness))
-    return next(filter(None, kinds), "")
-
-
-def _as_trained(nodes: list[Any], structure: Any, key: Array | None, rows: int) -> Any:
-    trained = [
-        node.for_training(None if key is None else jax.random.fold_in(key, i), rows)
-        if isinstance(node, Exactness)
-        else node
-        for i, node in enumerate(nodes)
-    ]
-    return jax.tree.unflatten(structure, trained)
+from .parts import Exactness, num_parameters
 
 
 class _Contract:
@@ -126,7 +60,12 @@ class FlowTransform(_Contract, Exactness, eqx.Module, Transform):
     """A bijection with parameters; see the module's text for the contract.
 
     ``event_shape`` and ``out_shape`` are the shapes of one ``x`` and one ``y``; ``context_dim`` is
-    the width of the context, 0 for an unconditional transform.
+    the width of the context, 0 for an unconditional transform. ``repr`` names the parts, these
+    sizes, the number of trainable parameters, and an inexact log-determinant.
+
+    >>> import jax, numpyro_flows as nf
+    >>> nf.realnvp(jax.random.key(0), 3, depth=4, hidden=(8,), context_dim=2).transform
+    Scan(4 x Coupling(Affine), event_shape=(3,), context_dim=2, parameters=272)
     """
 
     # Arrays are not hashable, and `jax.jit(transform)` needs a hash: identity serves.
@@ -147,6 +86,24 @@ class FlowTransform(_Contract, Exactness, eqx.Module, Transform):
     def context_dim(self) -> int:
         """Width of the context, 0 for none."""
         return 0
+
+    @property
+    def outline(self) -> str:
+        """The layers in a few words, those next to the base first."""
+        inside = self._inside()
+        return f"{type(self).__name__}({inside})" if inside else type(self).__name__
+
+    def _inside(self) -> str:
+        """What the outline has in brackets: a layer's elementwise map, or the parts."""
+        return ""
+
+    def __repr__(self) -> str:
+        texts = [self._inside(), f"event_shape={self.event_shape}"]
+        texts += [f"out_shape={self.out_shape}"] * (self.out_shape != self.event_shape)
+        texts += [f"context_dim={self.context_dim}"] * (self.context_dim > 0)
+        texts += [f"log_det={self.inexact}"] * bool(self.inexact)
+        texts += [f"parameters={num_parameters(self)}"]
+        return f"{type(self).__name__}({', '.join(filter(None, texts))})"
 
     def read_context(self, context: Any) -> Array | None:
         """The context as the contract's methods receive it, ``(*batch, context_dim)``, checked."""
@@ -217,7 +174,7 @@ class FlowTransform(_Contract, Exactness, eqx.Module, Transform):
         x, log_det = self.inverse_and_log_det(y.T, None if context is None else context.T)
         return x.T, log_det
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple["FlowTransform", Array]:
         """Part of ``nf.initialize``: the transform set from data, and the data mapped by it.
@@ -392,6 +349,9 @@ class Inverse(FlowTransform):
 
     transform: FlowTransform
 
+    def _inside(self) -> str:
+        return self.transform.outline
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         return self.transform.out_shape
@@ -416,10 +376,10 @@ class Inverse(FlowTransform):
     def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self.transform.forward_columns(y, context)
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
-        transform, value = self.transform._initialized(value, context, not forward)
+        transform, value = self.transform.initialized(value, context, not forward)
         return Inverse(transform), value
 
     @property
@@ -455,6 +415,9 @@ class Wrapper(FlowTransform):
 
     transform: FlowTransform
 
+    def _inside(self) -> str:
+        return self.transform.outline
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         return self.transform.event_shape
@@ -474,109 +437,3 @@ class Wrapper(FlowTransform):
     @property
     def codomain(self) -> Constraint:
         return self.transform.codomain
-
-
-class Conditioned(Wrapper):
-    """A conditional transform with its context bound: an unconditional one.
-
-    The context's batch shape joins that of the values (``forward_shape`` and ``inverse_shape``
-    broadcast it), so a distribution built on it has one independent row per context.
-
-    :param transform: a transform with ``context_dim > 0``.
-    :param context: floating array of shape ``(*batch, context_dim)``, or the pytree that an
-        :class:`Embedded` transform reads; gradients flow to it.
-    :raises ValueError: if the transform takes no context or the width is wrong.
-    :raises TypeError: if the context is not floating.
-    """
-
-    context: Fixed
-
-    def __init__(self, transform: FlowTransform, context: Any):
-        self.transform = transform
-        for leaf in jax.tree.leaves(context):
-            check_unmasked("context", leaf)
-        context = jax.tree.map(jnp.asarray, context)
-        self.context = Fixed(context)
-        self._context_shape()  # to hear of a wrong one here
-
-    @property
-    def context_dim(self) -> int:
-        return 0
-
-    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self.transform.forward_and_log_det(x, self.context.value)
-
-    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self.transform.inverse_and_log_det(y, self.context.value)
-
-    def _initialized(
-        self, value: Array, context: Array | None, forward: bool
-    ) -> tuple[FlowTransform, Array]:
-        transform, value = self.transform._initialized(value, self.context.value, forward)
-        return Conditioned(transform, self.context.value), value
-
-    def _context_shape(self) -> tuple[int, ...]:
-        read = self.transform.read_context
-        return jax.eval_shape(lambda context: read(context), self.context.value).shape
-
-    def _broadcast(self, shape: tuple[int, ...], event: tuple[int, ...]) -> tuple[int, ...]:
-        batch = shape[: len(shape) - len(event)]
-        return jnp.broadcast_shapes(batch, self._context_shape()[:-1]) + event
-
-    def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return self._broadcast(super().forward_shape(shape), self.out_shape)
-
-    def inverse_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return self._broadcast(super().inverse_shape(shape), self.event_shape)
-
-
-class Embedded(Wrapper):
-    """A transform whose context is what a network makes of any pytree.
-
-    Images, sets, several arrays: the network turns them into the vector that the transform reads,
-    and trains with it. It must be the outermost part of a flow (``flow.embed(network)``).
-
-    :param transform: a transform with ``context_dim > 0``.
-    :param network: a pytree of arrays that is called with the context, whose leaves have the batch
-        axes first, and returns ``(*batch, context_dim)``; :class:`numpyro_flows.nn.Embedding` is
-        one for arrays of known shapes.
-    :raises ValueError: if the transform takes no context, or the network returns another width.
-    :raises TypeError: for a network that cannot be called.
-
-    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
-    >>> example = {"dose": jnp.zeros(()), "curve": jnp.zeros(5)}
-    >>> network = nf.nn.Embedding(jax.random.key(0), example, 3, hidden=(8,))
-    >>> flow = nf.realnvp(jax.random.key(1), 2, context_dim=3).embed(network)
-    >>> flow.condition({"dose": jnp.ones(4), "curve": jnp.ones((4, 5))}).batch_shape
-    (4,)
-    """
-
-    network: Callable[[Any], Array]
-
-    def __check_init__(self):
-        if not self.transform.context_dim:
-            raise ValueError(
-                f"Embedded: expected a conditional transform, got {type(self.transform).__name__} "
-                "without a context. Build it with `context_dim=...`."
-            )
-        if not callable(self.network):
-            raise TypeError(
-                f"network: expected something to call, got {type(self.network).__name__}."
-            )
-
-    def read_context(self, context: Any) -> Array | None:
-        if context is None:
-            return super().read_context(None)
-        return check_context("The network's result", self.network(context), self.context_dim)
-
-    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self.transform.forward_and_log_det(x, context)
-
-    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self.transform.inverse_and_log_det(y, context)
-
-    def _initialized(
-        self, value: Array, context: Array | None, forward: bool
-    ) -> tuple[FlowTransform, Array]:
-        transform, value = self.transform._initialized(value, self.read_context(context), forward)
-        return Embedded(transform, self.network), value

@@ -59,23 +59,31 @@ def transform(recipe, dim, **config):
 
 
 def layer(cls, dim, *args, **config):
-    if cls is not nf.BlockAutoregressive:
+    if cls is not nf.transforms.BlockAutoregressive:
         config = {"hidden": (8,), **config}
     return shake(built(lambda key: cls(key, dim, *args, **config)), jax.random.key(1))
 
 
 def coupling(dim, map, **config):
-    return layer(nf.Coupling, dim, map, **config)
+    return layer(nf.transforms.Coupling, dim, map, **config)
 
 
 def conv_coupling(shape, map, **config):
     config = {"hidden": (6, 6), **config}
-    made = built(lambda key: nf.ConvCoupling(key, shape, map, **config))
+    made = built(lambda key: nf.transforms.ConvCoupling(key, shape, map, **config))
     return shake(made, jax.random.key(1))
 
 
 def points(dim, n=6, seed=2):
     return jax.random.normal(jax.random.key(seed), (n, dim))
+
+
+def assert_same(loaded, flow):
+    assert type(loaded) is type(flow)
+    assert jax.tree.structure(loaded) == jax.tree.structure(flow)
+    for got, expected in zip(jax.tree.leaves(loaded), jax.tree.leaves(flow), strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected)
 
 
 def stacked(build, depth=3):
@@ -84,19 +92,25 @@ def stacked(build, depth=3):
 
 def glow_like(dim):
     def step(key):
-        return nf.Chain(
-            [nf.ActNorm(dim), nf.LULinear(dim), nf.Coupling(key, dim, Affine(), hidden=(8,))]
+        return nf.transforms.Chain(
+            [
+                nf.transforms.ActNorm(dim),
+                nf.transforms.LULinear(dim),
+                nf.transforms.Coupling(key, dim, Affine(), hidden=(8,)),
+            ]
         )
 
     layers = stacked(step)
-    return shake(nf.Scan(layers, [range(dim)[::-1]] * 3), jax.random.key(1))
+    return shake(nf.transforms.Scan(layers, [range(dim)[::-1]] * 3), jax.random.key(1))
 
 
 def continuous(dim, context_dim=0, **config):
     exact = 1e-10 if jax.config.jax_enable_x64 else 1e-6
     field = nf.nn.ConcatSquash(jax.random.key(0), dim, hidden=(8,), context_size=context_dim)
     config = {"rtol": exact, "atol": exact, **config}
-    made = nf.Continuous(jax.random.key(1), dim, field, context_dim=context_dim, **config)
+    made = nf.transforms.Continuous(
+        jax.random.key(1), dim, field, context_dim=context_dim, **config
+    )
     return shake(made, jax.random.key(1))
 
 
@@ -112,7 +126,7 @@ def small_glow(shape=(4, 4, 1), **config):
 
 # class -> {label: () -> (transform, x, context)}
 CASES = {
-    nf.Coupling: {
+    nf.transforms.Coupling: {
         "affine": lambda: (coupling(3, Affine()), points(3), None),
         "shift": lambda: (coupling(2, Shift()), points(2), None),
         "dim=1": lambda: (coupling(1, Affine()), points(1), None),
@@ -127,16 +141,16 @@ CASES = {
         "sinh-arcsinh": lambda: (coupling(3, SinhArcsinh()), points(3), None),
         "deep sigmoid": lambda: (coupling(2, DeepSigmoid(4)), points(2), None),
     },
-    nf.MaskedAutoregressive: {
-        "affine": lambda: (layer(nf.MaskedAutoregressive, 4, Affine()), points(4), None),
+    nf.transforms.MaskedAutoregressive: {
+        "affine": lambda: (layer(nf.transforms.MaskedAutoregressive, 4, Affine()), points(4), None),
         "narrow, context": lambda: (
-            layer(nf.MaskedAutoregressive, 5, Affine(), hidden=(2, 3), context_dim=2),
+            layer(nf.transforms.MaskedAutoregressive, 5, Affine(), hidden=(2, 3), context_dim=2),
             points(5),
             points(2, seed=3),
         ),
         "residual, order": lambda: (
             layer(
-                nf.MaskedAutoregressive,
+                nf.transforms.MaskedAutoregressive,
                 3,
                 Affine(),
                 hidden=(6, 6),
@@ -148,7 +162,7 @@ CASES = {
         ),
         "graph": lambda: (
             layer(
-                nf.MaskedAutoregressive,
+                nf.transforms.MaskedAutoregressive,
                 4,
                 Affine(),
                 hidden=(12,),
@@ -157,53 +171,59 @@ CASES = {
             points(4),
             None,
         ),
-        "dim=1": lambda: (layer(nf.MaskedAutoregressive, 1, Affine()), points(1), None),
+        "dim=1": lambda: (layer(nf.transforms.MaskedAutoregressive, 1, Affine()), points(1), None),
     },
-    nf.BlockAutoregressive: {
+    nf.transforms.BlockAutoregressive: {
         "two layers": lambda: (
-            layer(nf.BlockAutoregressive, 3, hidden_factors=(4, 3)),
+            layer(nf.transforms.BlockAutoregressive, 3, hidden_factors=(4, 3)),
             points(3),
             None,
         ),
         "dim=1, context": lambda: (
-            layer(nf.BlockAutoregressive, 1, hidden_factors=(4,), context_dim=2, hidden=(4,)),
+            layer(
+                nf.transforms.BlockAutoregressive,
+                1,
+                hidden_factors=(4,),
+                context_dim=2,
+                hidden=(4,),
+            ),
             points(1),
             points(2, seed=3),
         ),
     },
-    nf.Planar: {
-        "tanh": lambda: (layer(nf.Planar, 3), points(3), None),
+    nf.transforms.Planar: {
+        "tanh": lambda: (layer(nf.transforms.Planar, 3), points(3), None),
         "leaky ReLU, context": lambda: (
-            layer(nf.Planar, 2, activation="leaky_relu", context_dim=2),
+            layer(nf.transforms.Planar, 2, activation="leaky_relu", context_dim=2),
             points(2),
             points(2, seed=3),
         ),
     },
-    nf.Sylvester: {
-        "": lambda: (layer(nf.Sylvester, 4, num_ridges=3), points(4), None),
+    nf.transforms.Sylvester: {
+        "": lambda: (layer(nf.transforms.Sylvester, 4, num_ridges=3), points(4), None),
         "context": lambda: (
-            layer(nf.Sylvester, 2, activation="elu", context_dim=2),
+            layer(nf.transforms.Sylvester, 2, activation="elu", context_dim=2),
             points(2),
             points(2, seed=3),
         ),
     },
-    nf.Radial: {
-        "": lambda: (layer(nf.Radial, 3), points(3), None),
+    nf.transforms.Radial: {
+        "": lambda: (layer(nf.transforms.Radial, 3), points(3), None),
         "dim=1, context": lambda: (
-            layer(nf.Radial, 1, context_dim=2),
+            layer(nf.transforms.Radial, 1, context_dim=2),
             points(1),
             points(2, seed=3),
         ),
     },
-    nf.Elementwise: {
-        "heavy tail": lambda: (layer(nf.Elementwise, 3, HeavyTail()), points(3), None),
+    nf.transforms.Elementwise: {
+        "heavy tail": lambda: (layer(nf.transforms.Elementwise, 3, HeavyTail()), points(3), None),
         "context": lambda: (
-            layer(nf.Elementwise, 2, SinhArcsinh(), context_dim=2),
+            layer(nf.transforms.Elementwise, 2, SinhArcsinh(), context_dim=2),
             points(2),
             points(2, seed=3),
         ),
     },
-    nf.Embedded: {
+    nf.transforms.Embedded: {
         "": lambda: (
             flow(nf.realnvp, 3, context_dim=2)
             .embed(
@@ -219,7 +239,7 @@ CASES = {
             {"dose": points(1, seed=3)[:, 0], "curve": points(2, seed=4)},
         ),
     },
-    nf.Scan: {
+    nf.transforms.Scan: {
         "realnvp": lambda: (transform(nf.realnvp, 5), points(5), None),
         "realnvp, dim=1": lambda: (transform(nf.realnvp, 1), points(1), None),
         "realnvp, context": lambda: (
@@ -231,19 +251,24 @@ CASES = {
         "LU and couplings": lambda: (glow_like(3), points(3), None),
         "channels permuted": lambda: (
             shake(
-                nf.Scan(stacked(lambda k: nf.ActNorm((2, 2, 3))), [(1, 2, 0)] * 3),
+                nf.transforms.Scan(
+                    stacked(lambda k: nf.transforms.ActNorm((2, 2, 3))), [(1, 2, 0)] * 3
+                ),
                 jax.random.key(1),
             ),
             points(12).reshape(6, 2, 2, 3),
             None,
         ),
         "no permutations": lambda: (
-            shake(nf.Scan(stacked(lambda k: nf.ActNorm((2, 2, 3)))), jax.random.key(1)),
+            shake(
+                nf.transforms.Scan(stacked(lambda k: nf.transforms.ActNorm((2, 2, 3)))),
+                jax.random.key(1),
+            ),
             points(12).reshape(6, 2, 2, 3),
             None,
         ),
     },
-    nf.Chain: {
+    nf.transforms.Chain: {
         "nice, rescaled": lambda: (transform(nf.nice, 4, permutation="reverse"), points(4), None),
         "context in one part": lambda: (
             transform(nf.nice, 3, context_dim=2),
@@ -262,42 +287,46 @@ CASES = {
             None,
         ),
     },
-    nf.DiagonalScale: {
-        "": lambda: (shake(nf.DiagonalScale(3), jax.random.key(1)), points(3), None),
+    nf.transforms.DiagonalScale: {
+        "": lambda: (shake(nf.transforms.DiagonalScale(3), jax.random.key(1)), points(3), None),
     },
-    nf.Permutation: {
-        "": lambda: (nf.Permutation((2, 0, 3, 1)), points(4), None),
+    nf.transforms.Permutation: {
+        "": lambda: (nf.transforms.Permutation((2, 0, 3, 1)), points(4), None),
     },
-    nf.TriangularAffine: {
-        "": lambda: (shake(nf.TriangularAffine(4), jax.random.key(1)), points(4), None),
+    nf.transforms.TriangularAffine: {
+        "": lambda: (shake(nf.transforms.TriangularAffine(4), jax.random.key(1)), points(4), None),
     },
-    nf.LULinear: {
-        "": lambda: (shake(nf.LULinear(4), jax.random.key(1)), points(4), None),
+    nf.transforms.LULinear: {
+        "": lambda: (shake(nf.transforms.LULinear(4), jax.random.key(1)), points(4), None),
     },
-    nf.Householder: {
+    nf.transforms.Householder: {
         "": lambda: (
-            shake(nf.Householder(jax.random.key(0), 5), jax.random.key(1), scale=2.0),
+            shake(nf.transforms.Householder(jax.random.key(0), 5), jax.random.key(1), scale=2.0),
             points(5),
             None,
         ),
     },
-    nf.Orthogonal: {
-        "cayley": lambda: (shake(nf.Orthogonal(4), jax.random.key(1), 2.0), points(4), None),
+    nf.transforms.Orthogonal: {
+        "cayley": lambda: (
+            shake(nf.transforms.Orthogonal(4), jax.random.key(1), 2.0),
+            points(4),
+            None,
+        ),
         "expm": lambda: (
-            shake(nf.Orthogonal(4, method="expm"), jax.random.key(1), 2.0),
+            shake(nf.transforms.Orthogonal(4, method="expm"), jax.random.key(1), 2.0),
             points(4),
             None,
         ),
     },
-    nf.ActNorm: {
-        "": lambda: (shake(nf.ActNorm(3), jax.random.key(1)), points(3), None),
+    nf.transforms.ActNorm: {
+        "": lambda: (shake(nf.transforms.ActNorm(3), jax.random.key(1)), points(3), None),
         "image": lambda: (
-            shake(nf.ActNorm((2, 2, 3)), jax.random.key(1)),
+            shake(nf.transforms.ActNorm((2, 2, 3)), jax.random.key(1)),
             points(12).reshape(6, 2, 2, 3),
             None,
         ),
     },
-    nf.Inverse: {
+    nf.transforms.Inverse: {
         "": lambda: (transform(nf.realnvp, 3).inv, points(3), None),
         "context": lambda: (
             transform(nf.realnvp, 3, context_dim=2).inv,
@@ -305,23 +334,25 @@ CASES = {
             points(2, seed=3),
         ),
     },
-    nf.Conditioned: {
+    nf.transforms.Conditioned: {
         "": lambda: (
-            nf.Conditioned(transform(nf.realnvp, 3, context_dim=2), jnp.array([0.5, -1.0])),
+            nf.transforms.Conditioned(
+                transform(nf.realnvp, 3, context_dim=2), jnp.array([0.5, -1.0])
+            ),
             points(3),
             None,
         ),
     },
-    nf.Standardized: {
+    nf.transforms.Standardized: {
         "": lambda: (
-            nf.Standardized(
+            nf.transforms.Standardized(
                 transform(nf.realnvp, 2), jnp.array([3.0, -1.0]), jnp.array([2.0, 0.5])
             ),
             points(2),
             None,
         ),
         "context": lambda: (
-            nf.Standardized(
+            nf.transforms.Standardized(
                 transform(nf.realnvp, 2, context_dim=1),
                 jnp.array([3.0, -1.0]),
                 jnp.array([2.0, 0.5]),
@@ -332,29 +363,32 @@ CASES = {
             10 + 5 * points(1, seed=3),
         ),
     },
-    nf.Continuous: {
+    nf.transforms.Continuous: {
         "exact": lambda: (continuous(3), points(3), None),
         "context": lambda: (continuous(2, context_dim=2), points(2), points(2, seed=3)),
     },
-    nf.DenseLinear: {
-        "": lambda: (shake(nf.DenseLinear(4), jax.random.key(1)), points(4), None),
+    nf.transforms.DenseLinear: {
+        "": lambda: (shake(nf.transforms.DenseLinear(4), jax.random.key(1)), points(4), None),
     },
-    nf.Squeeze: {
-        "": lambda: (nf.Squeeze((4, 2, 3)), image(4, 2, 3), None),
+    nf.transforms.Squeeze: {
+        "": lambda: (nf.transforms.Squeeze((4, 2, 3)), image(4, 2, 3), None),
     },
-    nf.Pixelwise: {
+    nf.transforms.Pixelwise: {
         "LU": lambda: (
-            shake(nf.Pixelwise(nf.LULinear(3), 2, 4), jax.random.key(1)),
+            shake(nf.transforms.Pixelwise(nf.transforms.LULinear(3), 2, 4), jax.random.key(1)),
             image(2, 4, 3),
             None,
         ),
         "Householder": lambda: (
-            shake(nf.Pixelwise(nf.Householder(jax.random.key(0), 4), 2, 2), jax.random.key(1)),
+            shake(
+                nf.transforms.Pixelwise(nf.transforms.Householder(jax.random.key(0), 4), 2, 2),
+                jax.random.key(1),
+            ),
             image(2, 2, 4),
             None,
         ),
     },
-    nf.ConvCoupling: {
+    nf.transforms.ConvCoupling: {
         "channel, position": lambda: (
             conv_coupling((3, 4, 3), Affine(), position=2),
             image(3, 4, 3),
@@ -382,7 +416,7 @@ CASES = {
             points(12, n=4, seed=3),
         ),
     },
-    nf.MultiScale: {
+    nf.transforms.MultiScale: {
         "glow": lambda: (small_glow(), image(16), None),
         "checkerboards, dense, context": lambda: (
             small_glow((4, 4, 3), levels=1, checkerboards=1, mixing="dense", context_dim=2),
@@ -390,17 +424,17 @@ CASES = {
             points(2, n=4, seed=3),
         ),
     },
-    nf.Equalization: {
-        "": lambda: (nf.Equalization(jnp.array([4.0, 1.0, 2.0]), (3,)), points(3), None),
+    nf.transforms.Equalization: {
+        "": lambda: (nf.transforms.Equalization(jnp.array([4.0, 1.0, 2.0]), (3,)), points(3), None),
         "channels": lambda: (
-            nf.Equalization(jnp.array([[4.0, 1.0], [1.0, 1.0]]), (2, 1, 2)),
+            nf.transforms.Equalization(jnp.array([[4.0, 1.0], [1.0, 1.0]]), (2, 1, 2)),
             image(2, 1, 2),
             None,
         ),
     },
-    nf.FixedAffine: {
+    nf.transforms.FixedAffine: {
         "low rank": lambda: (
-            nf.FixedAffine(
+            nf.transforms.FixedAffine(
                 jnp.array([1.0, -2.0, 3.0, 0.0]),
                 jnp.array([0.5, 2.0, 1.0, 3.0]),
                 jnp.array([[0.6, 0.0], [0.8, 0.0], [0.0, 1.0], [0.0, 0.0]]),
@@ -410,29 +444,29 @@ CASES = {
             None,
         ),
         "diagonal": lambda: (
-            nf.FixedAffine(jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0])),
+            nf.transforms.FixedAffine(jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0])),
             points(2),
             None,
         ),
     },
-    nf.NumPyroTransform: {
+    nf.transforms.NumPyroTransform: {
         "positive": lambda: (
-            nf.NumPyroTransform(biject_to(constraints.positive), (3,)),
+            nf.transforms.NumPyroTransform(biject_to(constraints.positive), (3,)),
             points(3),
             None,
         ),
         "interval": lambda: (
-            nf.NumPyroTransform(biject_to(constraints.interval(-1, 3)), (2,)),
+            nf.transforms.NumPyroTransform(biject_to(constraints.interval(-1, 3)), (2,)),
             points(2),
             None,
         ),
         "ordered": lambda: (
-            nf.NumPyroTransform(biject_to(constraints.ordered_vector), (3,)),
+            nf.transforms.NumPyroTransform(biject_to(constraints.ordered_vector), (3,)),
             points(3),
             None,
         ),
         "corr_cholesky": lambda: (
-            nf.NumPyroTransform(biject_to(constraints.corr_cholesky), (3,)),
+            nf.transforms.NumPyroTransform(biject_to(constraints.corr_cholesky), (3,)),
             0.5 * points(3),
             None,
         ),
@@ -440,7 +474,7 @@ CASES = {
 }
 
 # Classes whose values carry a batch axis of their own and so cannot be tried on one row.
-ELSEWHERE = {nf.Stacked: "tests/test_params.py::test_flow_inside_scan"}
+ELSEWHERE = {nf.transforms.Stacked: "tests/test_params.py::test_flow_inside_scan"}
 
 BASES = {
     "scalar": lambda: Normal(0, 1),

@@ -14,7 +14,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoContinuous
 
 import numpyro_flows as nf
-from numpyro_flows.transform import for_training, inexactness
+from numpyro_flows.parts import for_training, inexactness
 
 KEY = jax.random.key(0)
 
@@ -199,7 +199,7 @@ def test_it_says_what_it_is():
     assert "log_prob=estimate of a lower bound of 4 draws" in repr(stochastic)
     assert inexactness(small())
     assert not inexactness(small().joint)
-    assert "lower bound" in repr(nf.FlowDistribution(small(), nf.TriangularAffine(2)))
+    assert "lower bound" in repr(nf.FlowDistribution(small(), nf.transforms.TriangularAffine(2)))
 
 
 def test_a_step_of_training_draws_new_noise_for_each_row():
@@ -251,7 +251,7 @@ def test_fit(name):
     np.testing.assert_allclose([draws.mean(), draws.std()], [100, 10 * 17**0.5], rtol=0.06)
     # Again, in other units: one standardisation, with the numbers of the new data.
     again = nf.fit(KEY, fitted.flow, clusters(500) / 1000, max_epochs=1, progress_bar=False).flow
-    assert not isinstance(again.transform.transform, nf.Standardized)
+    assert not isinstance(again.transform.transform, nf.transforms.Standardized)
     np.testing.assert_allclose(again.transform.loc.value, [0.1, 0.0], atol=0.005)
     kept = nf.fit(
         KEY, fitted.flow, clusters(500), standardize=False, max_epochs=1, progress_bar=False

@@ -14,7 +14,7 @@ from jax.scipy.linalg import expm
 
 import numpyro_flows as nf
 from numpyro_flows.infer.elbo import with_penalties
-from numpyro_flows.transform import for_training, inexactness
+from numpyro_flows.parts import for_training, inexactness
 
 KEY = jax.random.key(0)
 A = np.array([[0.3, -1.0], [0.5, -0.2]])
@@ -30,12 +30,12 @@ class Linear(eqx.Module):
 
 
 def linear(**config):
-    return nf.Continuous(KEY, 2, Linear(jnp.array(A)), **config)
+    return nf.transforms.Continuous(KEY, 2, Linear(jnp.array(A)), **config)
 
 
 def network(dim, context_dim=0, **config):
     field = nf.nn.ConcatSquash(KEY, dim, hidden=(8,), context_size=context_dim)
-    made = nf.Continuous(KEY, dim, field, context_dim=context_dim, **config)
+    made = nf.transforms.Continuous(KEY, dim, field, context_dim=context_dim, **config)
     return shake(made, jax.random.key(1), 0.5)
 
 
@@ -68,7 +68,7 @@ def test_a_field_that_depends_on_time_and_context(x64):
     def field(t, z, context):
         return context[0] * jnp.cos(t) * z
 
-    t = nf.Continuous(KEY, 3, field, context_dim=1, end_time=2.0, rtol=1e-9, atol=1e-9)
+    t = nf.transforms.Continuous(KEY, 3, field, context_dim=1, end_time=2.0, rtol=1e-9, atol=1e-9)
     x, context = points(3), points(1, seed=3)
     y, log_det = t.forward_and_log_det(x, context)
     np.testing.assert_allclose(y, x * np.exp(context * np.sin(2.0)), atol=1e-6)
@@ -180,8 +180,8 @@ def test_the_probe_is_the_transforms_own():
 
 
 def test_an_estimate_says_so():
-    assert nf.Continuous(KEY, 16, lambda t, z, c: -z).trace == "exact"
-    assert nf.Continuous(KEY, 17, lambda t, z, c: -z).trace == "hutchinson"
+    assert nf.transforms.Continuous(KEY, 16, lambda t, z, c: -z).trace == "exact"
+    assert nf.transforms.Continuous(KEY, 17, lambda t, z, c: -z).trace == "hutchinson"
     flow = nf.cnf(KEY, 2, hidden=(4,), trace="hutchinson")
     assert "estimate" in repr(flow)
     assert "estimate" in repr(flow.transform)
@@ -189,7 +189,7 @@ def test_an_estimate_says_so():
     assert not inexactness(nf.cnf(KEY, 2, hidden=(4,)))
     exact = flow.transform.with_trace("exact")
     assert "estimate" not in repr(exact)
-    assert not inexactness(nf.Chain([exact]))
+    assert not inexactness(nf.transforms.Chain([exact]))
 
 
 def test_evaluations_are_counted():
@@ -202,7 +202,7 @@ def test_evaluations_are_counted():
 
     x = points(2, 1)
     for config in ({}, {"num_steps": 5}, {"solver": "Bosh3"}, {"rtol": 1e-3, "solver": "Dopri5"}):
-        t = nf.Continuous(KEY, 2, field, **config)
+        t = nf.transforms.Continuous(KEY, 2, field, **config)
         calls.clear()
         stats = jax.block_until_ready(t.statistics(x, inverse=False))
         jax.effects_barrier()
@@ -277,13 +277,13 @@ def test_fit_guide_counts_the_penalties():
 
 def test_a_step_of_training_has_a_probe_for_each_row_and_another_end():
     t = network(3, trace="hutchinson", num_probes=2, steer=0.5)
-    trained = for_training(nf.Chain([t]), jax.random.key(7), 6).parts[0]
+    trained = for_training(nf.transforms.Chain([t]), jax.random.key(7), 6).parts[0]
     assert trained.probes.value.shape == (2, 3, 6)
     same = jnp.broadcast_to(points(3)[:1], (6, 3))
     values, log_dets = trained.inverse_and_log_det(same)
     np.testing.assert_allclose(values, jnp.broadcast_to(values[:1], (6, 3)), atol=1e-5)
     assert np.ptp(np.asarray(log_dets)) > 1e-4
-    again = for_training(nf.Chain([t]), jax.random.key(8), 6).parts[0]
+    again = for_training(nf.transforms.Chain([t]), jax.random.key(8), 6).parts[0]
     assert 0 < jnp.abs(trained.shift.value - again.shift.value) <= 1
     assert jnp.abs(again.inverse_and_log_det(same)[0] - values).max() > 1e-4
 
@@ -300,7 +300,7 @@ def test_solves_that_fail():
     flow = nf.cnf(KEY, 2, hidden=(4,), max_steps=1, throw=False)
     np.testing.assert_array_equal(flow.log_prob(x), -jnp.inf)
     np.testing.assert_array_equal(flow.sample_and_log_prob(KEY, (3,))[1], -jnp.inf)
-    blows_up = nf.Continuous(KEY, 1, lambda t, z, c: z**2, num_steps=50)
+    blows_up = nf.transforms.Continuous(KEY, 1, lambda t, z, c: z**2, num_steps=50)
     with pytest.raises(RuntimeError, match="not finite"):
         jax.block_until_ready(blows_up(jnp.array([50.0])))
 

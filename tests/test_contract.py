@@ -47,7 +47,7 @@ def contract_cases():
     for cls, entries in CASES.items():
         for i, label in enumerate(entries):
             for dtype, quick in (("float64", False), ("float32", True), ("float32", False)):
-                heavy = cls in (nf.Continuous, nf.MultiScale)
+                heavy = cls in (nf.transforms.Continuous, nf.transforms.MultiScale)
                 slow = i and heavy if dtype == "float64" else i or not quick
                 depth = "quick" if quick else "full"
                 marks = [pytest.mark.slow] if slow else []

@@ -21,7 +21,9 @@ LEVELS = 4
 def normal(dim=1, loc=1.7, scale=0.9):
     """A flow that is a normal distribution: each integer's mass has a closed form."""
     base = dist.Normal(jnp.zeros(dim), 1.0)
-    return nf.FlowDistribution(base, nf.NumPyroTransform(AffineTransform(loc, scale), (dim,)))
+    return nf.FlowDistribution(
+        base, nf.transforms.NumPyroTransform(AffineTransform(loc, scale), (dim,))
+    )
 
 
 def masses(x, loc=1.7, scale=0.9):

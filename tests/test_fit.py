@@ -75,7 +75,9 @@ class Linear(nf.FlowTransform):
 def linear(dim=2, support=None, base=None, **fields):
     transform = Linear(dim, **fields)
     if support is not None:
-        transform = nf.Chain([transform, nf.NumPyroTransform(biject_to(support), (dim,))])
+        transform = nf.transforms.Chain(
+            [transform, nf.transforms.NumPyroTransform(biject_to(support), (dim,))]
+        )
     return nf.FlowDistribution(base or dist.Normal(jnp.zeros(dim), 1.0), transform)
 
 
@@ -173,7 +175,7 @@ def test_losses_are_nats_of_the_data(badly_scaled):
 def test_density_is_a_change_of_variables(badly_scaled):
     _, x, fitted = badly_scaled
     parts = fitted.flow.transform
-    assert isinstance(parts, nf.Standardized)
+    assert isinstance(parts, nf.transforms.Standardized)
     x = x[:200].astype(np.float32)
     loc, scale = (np.asarray(p.value, float) for p in (parts.loc, parts.scale))
     np.testing.assert_allclose(loc, 1e3, rtol=1e-2)
@@ -561,9 +563,9 @@ def test_without_standardisation():
 
 
 def test_support_in_a_nested_chain():
-    exp = nf.NumPyroTransform(biject_to(constraints.positive), (2,))
-    shift = nf.NumPyroTransform(dist.transforms.AffineTransform(5.0, 2.0), (2,))
-    transform = nf.Chain([nf.Chain([Linear(2), exp]), shift])
+    exp = nf.transforms.NumPyroTransform(biject_to(constraints.positive), (2,))
+    shift = nf.transforms.NumPyroTransform(dist.transforms.AffineTransform(5.0, 2.0), (2,))
+    transform = nf.transforms.Chain([nf.transforms.Chain([Linear(2), exp]), shift])
     flow = nf.FlowDistribution(dist.Normal(jnp.zeros(2), 1.0), transform)
     y = normals(40)
     fitted = fit(flow, 5 + 2 * np.exp(y), optimizer=STILL, max_epochs=1, val_fraction=0.0)
@@ -1137,7 +1139,9 @@ BAD = {
     "nothing to train": (
         lambda: nf.FlowDistribution(
             dist.Normal(jnp.zeros(2), 1.0),
-            nf.Standardized(nf.NumPyroTransform(biject_to(constraints.real), (2,)), 0.0, 1.0),
+            nf.transforms.Standardized(
+                nf.transforms.NumPyroTransform(biject_to(constraints.real), (2,)), 0.0, 1.0
+            ),
         ),
         lambda: GOOD,
         {},

@@ -347,7 +347,9 @@ def test_path_gradient_is_exactly_zero_at_the_optimum():
     guide = AutoFlow(gaussian, SMALL)
     svi = SVI(gaussian, guide, optax.adam(1e-2), Trace_ELBO())
     params = svi.get_params(svi.init(jax.random.key(0)))
-    params["auto_preconditioner"] = nf.FixedAffine(jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0]))
+    params["auto_preconditioner"] = nf.transforms.FixedAffine(
+        jnp.array([1.0, -2.0]), jnp.array([0.5, 2.0])
+    )
     for seed in range(3):
         key = jax.random.key(seed)
         path, score = (

@@ -66,7 +66,7 @@ def test_new_networks():
 
 def test_squeeze_takes_squares_apart():
     x = np.asarray(images(2, 4, 6, 3))
-    y = nf.Squeeze((4, 6, 3))(x)
+    y = nf.transforms.Squeeze((4, 6, 3))(x)
     for i in range(2):
         for j in range(2):
             channels = y[..., 3 * (2 * j + i) : 3 * (2 * j + i) + 3]
@@ -75,10 +75,10 @@ def test_squeeze_takes_squares_apart():
 
 def test_log_determinants_of_the_paper():
     x = images(3, 4, 6, 3)
-    norm = shake(nf.ActNorm((4, 6, 3)), KEY, 1.0)
+    norm = shake(nf.transforms.ActNorm((4, 6, 3)), KEY, 1.0)
     assert np.allclose(norm.forward_and_log_det(x)[1], 24 * norm.log_scale.sum())
     matrix = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
-    dense = nf.Pixelwise(nf.DenseLinear(3), 4, 6)
+    dense = nf.transforms.Pixelwise(nf.transforms.DenseLinear(3), 4, 6)
     dense = jax.tree.map(lambda leaf: jnp.asarray(matrix), dense)
     y, log_det = dense.forward_and_log_det(x)
     assert np.allclose(y, np.einsum("ij,nhwj->nhwi", matrix, x), atol=1e-5)
@@ -195,7 +195,7 @@ def test_grey_levels_are_the_logit_of_realnvp(x64):
 
 def test_equalization_is_the_histogram(dtype):
     counts = np.array([90.0, 1.0, 4.0, 5.0])
-    t = nf.Equalization(counts, (1,))
+    t = nf.transforms.Equalization(counts, (1,))
     y = np.linspace(0.01, 3.99, 200)
     expected = stats.norm.ppf(np.interp(y, np.arange(5), np.append(0, np.cumsum(counts)) / 100))
     assert np.allclose(t.inv(jnp.asarray(y[:, None], dtype))[:, 0], expected, atol=1e-3)
@@ -206,7 +206,7 @@ def test_equalization_is_the_histogram(dtype):
 
 
 def test_equalization_at_the_edges():
-    t = nf.Equalization(jnp.array([9.0, 1.0]), (1,))
+    t = nf.transforms.Equalization(jnp.array([9.0, 1.0]), (1,))
     y = jnp.array([[0.0], [2.0]])
     x, log_det = t.inverse_and_log_det(y)
     assert np.isfinite(x).all()
@@ -231,31 +231,39 @@ BAD = {
         ValueError,
         "depth: expected one entry for each of 2 levels, got 3",
     ),
-    "squeeze": (lambda: nf.Squeeze((3, 4, 1)), ValueError, "even height and width, got 3 x 4"),
+    "squeeze": (
+        lambda: nf.transforms.Squeeze((3, 4, 1)),
+        ValueError,
+        "even height and width, got 3 x 4",
+    ),
     "pixelwise": (
-        lambda: nf.Pixelwise(nf.Squeeze((2, 2, 1)), 2, 2),
+        lambda: nf.transforms.Pixelwise(nf.transforms.Squeeze((2, 2, 1)), 2, 2),
         ValueError,
         "Pixelwise: expected a transform of vectors",
     ),
     "mask": (
-        lambda: nf.ConvCoupling(KEY, (2, 2, 2), Affine(), mask="rows"),
+        lambda: nf.transforms.ConvCoupling(KEY, (2, 2, 2), Affine(), mask="rows"),
         ValueError,
         "mask: expected 'channel' or 'checkerboard', got 'rows'",
     ),
     "contexts": (
-        lambda: nf.ConvCoupling(KEY, (2, 2, 2), Affine(), context_dim=1, context_channels=1),
+        lambda: nf.transforms.ConvCoupling(
+            KEY, (2, 2, 2), Affine(), context_dim=1, context_channels=1
+        ),
         ValueError,
         "got both",
     ),
-    "no levels": (lambda: nf.MultiScale([]), ValueError, "at least one level"),
+    "no levels": (lambda: nf.transforms.MultiScale([]), ValueError, "at least one level"),
     "levels that do not fit": (
-        lambda: nf.MultiScale([nf.Squeeze((4, 4, 1)).inv, nf.Squeeze((4, 4, 1)).inv]),
+        lambda: nf.transforms.MultiScale(
+            [nf.transforms.Squeeze((4, 4, 1)).inv, nf.transforms.Squeeze((4, 4, 1)).inv]
+        ),
         ValueError,
         r"must begin with \(4, 4\) pixels and more than 1 channels, got \(2, 2, 4\)",
     ),
-    "counts": (lambda: nf.Equalization([1.0, 0.0], (2,)), ValueError, "add 1 to each"),
+    "counts": (lambda: nf.transforms.Equalization([1.0, 0.0], (2,)), ValueError, "add 1 to each"),
     "histograms": (
-        lambda: nf.Equalization(np.ones((2, 4)), (3,)),
+        lambda: nf.transforms.Equalization(np.ones((2, 4)), (3,)),
         ValueError,
         r"counts: expected shape \(L,\), or \(C, L\)",
     ),

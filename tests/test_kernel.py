@@ -4,7 +4,6 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from functools import partial
 
 import arviz
 import jax
@@ -13,34 +12,16 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from kernels import KEY, SMALL, Y, hierarchical, run, shaken
 from numpyro import handlers
 from numpyro.distributions import constraints
-from numpyro.infer import MCMC, init_to_uniform, init_to_value
+from numpyro.infer import MCMC, init_to_value
 from numpyro.infer.util import potential_energy
 
 import numpyro_flows as nf
 from numpyro_flows.infer import fisher, kernel, learning
 from numpyro_flows.infer.maps import LearnedMap
 from numpyro_flows.infer.train import NeverFinite
-
-SMALL = partial(nf.realnvp, depth=3, hidden=(8,), activation="gelu")
-Y = jnp.array([1.0, 2.0, 0.0, 4.0])
-KEY = jax.random.key(0)
-
-
-def hierarchical(y):
-    """The first latent site in a plate, one of a larger event, one scaled, one masked."""
-    with numpyro.plate("rows", len(y)):
-        theta = numpyro.sample("theta", dist.Normal(1.0, 2.0))
-        numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
-    numpyro.deterministic("total", theta.sum())
-    numpyro.sample("pair", dist.Normal(jnp.zeros((2, 2)), 3.0).to_event(2))
-    with handlers.scale(scale=4.0):
-        numpyro.sample("narrow", dist.Normal(-1.0, 2.0))
-    with handlers.mask(mask=jnp.array([True, False])):
-        flat = numpyro.sample("flat", dist.Normal(jnp.zeros(2), 1.0))
-    numpyro.factor("bound", -0.5 * (flat[1] - 2.0) ** 2)
-
 
 MEANS = {
     "theta": (Y * 4 + 1) / 5,
@@ -56,36 +37,6 @@ SDS = {
     "narrow": 1.0,
     "flat": np.ones(2),
 }
-
-
-def shaken(k, *args, scale=0.1, affine=None):
-    """A kernel whose map is far from the posterior, and not too crooked for NUTS."""
-    guide = nf.AutoFlow(k.model, SMALL, init="location")
-    begun = guide.set_up(KEY, args, {})
-    params = guide.initial_flow(KEY)
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(KEY, len(leaves))
-    leaves = [a + scale * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    affine = affine or nf.FixedAffine(begun.starts[0], 2.0)
-    flow = guide.flow(jax.tree.unflatten(structure, leaves), affine)
-    model = learning.Model(k.model, {}, init_to_uniform, guide.space, frozenset())
-    chosen = learning.Chosen(flow, guide.windings(affine))
-    k._learned = learning.Learned(model, chosen, (), True, 0.0, 0.0, 0, 0)
-    k._arguments = jax.tree.flatten((args, {}))
-    return k
-
-
-def run(k, *args, num_chains=2, num_samples=1000, method="vectorized", **settings):
-    mcmc = MCMC(
-        k,
-        num_warmup=300,
-        num_samples=num_samples,
-        num_chains=num_chains,
-        chain_method=method,
-        progress_bar=False,
-    )
-    mcmc.run(jax.random.key(1), *args, **settings)
-    return mcmc
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +72,7 @@ def test_a_wrong_map_gives_the_right_posterior():
 def test_a_learned_map_gives_the_right_posterior(learned):
     k, mcmc = learned
     assert_right(mcmc.get_samples())
-    assert k.report(mcmc).divergences == 0
+    assert k.report(mcmc).run.divergences == 0
 
 
 def test_potential_is_numpyros_less_the_log_determinant():
@@ -211,41 +162,6 @@ def test_starts_are_honoured(learned):
     np.testing.assert_allclose(state.z["narrow"], -0.5, atol=1e-4)
 
 
-START = {
-    "theta": jnp.arange(4.0),
-    "pair": jnp.ones((2, 2)),
-    "narrow": -0.5,
-    "flat": jnp.array([0.5, 1.5]),
-}
-
-
-def test_starts_of_deterministic_sites_are_ignored(learned):
-    k, mcmc = learned
-    deterministic = set(mcmc.get_samples()) - set(START)
-    assert deterministic
-    state = k.init(KEY, 100, START | dict.fromkeys(deterministic, 0.0), (Y,), {})
-    np.testing.assert_allclose(state.z["theta"], START["theta"], atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("start", "message"),
-    [
-        (START | {"thta": 0.0}, r"no site 'thta'; its latent sites are \['flat', 'narrow'"),
-        ({"theta": jnp.arange(4.0)}, "no value for site '(pair|narrow|flat)'"),
-        (START | {"theta": jnp.ones(3)}, r"shape \(4,\) for site 'theta'.*got \(3,\)"),
-    ],
-)
-def test_bad_starts_name_the_site(learned, start, message):
-    with pytest.raises(ValueError, match=message):
-        learned[0].init(KEY, 100, start, (Y,), {})
-
-
-def test_starts_of_several_chains_need_their_axis(learned):
-    message = r"init_params: expected shape \(2, \d.*number of chains first"
-    with pytest.raises(ValueError, match=message):
-        learned[0].init(jax.random.split(KEY), 100, START, (Y,), {})
-
-
 def test_params_of_the_model_keep_their_values_and_priors_need_no_draws():
     def model(y):
         scale = numpyro.param("scale", 0.5, constraint=constraints.positive)
@@ -279,10 +195,10 @@ def test_jumps_mix_between_modes():
 
     def share(jump_every):
         k = nf.FlowNUTS(model, SMALL, jump_every=jump_every)
-        shaken(k, scale=0.0, affine=nf.FixedAffine(jnp.zeros(1), 6.0))
+        shaken(k, scale=0.0, affine=nf.transforms.FixedAffine(jnp.zeros(1), 6.0))
         mcmc = run(k, num_chains=8, num_samples=2000)
         x = mcmc.get_samples(group_by_chain=True)["x"]
-        return np.asarray((x > 0).mean(1)), k.report(mcmc)
+        return np.asarray((x > 0).mean(1)), k.report(mcmc).run
 
     with_jumps, report = share(1)
     np.testing.assert_allclose(with_jumps.mean(), 0.7, atol=0.03)
@@ -296,13 +212,32 @@ def test_jumps_mix_between_modes():
 def test_report(learned):
     k, mcmc = learned
     report = k.report(mcmc)
-    assert report.sampling_gradients >= int(mcmc.get_extra_fields()["num_steps"].sum())
     assert report.training_gradients > 0
-    assert report.bfmi.shape == (2,)
-    assert (report.bfmi > 0.5).all()
+    run = report.run
+    assert run.gradients >= int(mcmc.get_extra_fields()["num_steps"].sum())
+    assert run.bfmi.shape == (2,)
+    assert (run.bfmi > 0.5).all()
+    draws = mcmc.get_samples(group_by_chain=True)
+    every = [draws["narrow"], *(np.moveaxis(np.asarray(draws["theta"]), -1, 0))]
+    assert run.r_hat[1] >= max(float(arviz.rhat(np.asarray(x))) for x in every)
+    assert run.ess_bulk[1] <= min(float(arviz.ess(np.asarray(x))) for x in every)
+    assert run.ess_tail[0].split("[")[0] in ("theta", "pair", "narrow", "flat")
+    assert run.trusted
     assert "Learned: " in str(report)
-    assert "gradients" in str(report)
-    assert k.report().divergences is None
+    assert "reliable: no sign of trouble" in str(report)
+    assert k.report().run is None
+
+
+def test_a_run_that_failed_is_not_reliable():
+    def neck():
+        v = numpyro.sample("v", dist.Normal(0.0, 3.0))
+        numpyro.sample("x", dist.Normal(jnp.zeros(9), jnp.exp(v / 2)).to_event(1))
+
+    k = shaken(nf.FlowNUTS(neck, SMALL, max_tree_depth=3, step_size=1.0), scale=0.0)
+    run_report = k.report(run(k, num_samples=200)).run
+    assert not run_report.trusted
+    assert run_report.verdict.startswith("not reliable: ")
+    assert any(word in run_report.verdict for word in ("R-hat", "diverge", "ESS", "E-BFMI"))
 
 
 def test_pickle(learned):
@@ -318,7 +253,7 @@ def test_affine_map_of_scores_is_exact_for_a_normal():
     loc = jnp.arange(5.0)
     x = jnp.asarray(loc + rng.normal(size=(40, 5)) @ root.T, jnp.float32)
     score = -jnp.linalg.solve(jnp.asarray(root @ root.T), (x - loc).T).T
-    rough = nf.FixedAffine(x.mean(0), x.std(0))
+    rough = nf.transforms.FixedAffine(x.mean(0), x.std(0))
     found = fisher.affine_of_scores(rough, fisher.Scored(x, score))
     flow = nf.FlowDistribution(dist.Normal(jnp.zeros(5), 1.0), found)
     held = jnp.asarray(loc + rng.normal(size=(200, 5)) @ root.T, jnp.float32)
@@ -367,7 +302,7 @@ def test_a_curved_posterior_is_straightened(train, monkeypatch):
     report = k.report(mcmc)
     assert report.uses_flow
     assert report.trials[-1].measure == ("ELBO" if train == "vi" else "Fisher divergence")
-    assert report.divergences < 20
+    assert report.run.divergences < 20
     np.testing.assert_allclose(draws["a"].std(), 1.0, rtol=0.1)
     np.testing.assert_allclose(draws["b"].mean(), 1.0, atol=0.15)
 
@@ -387,7 +322,7 @@ def test_a_funnel_is_followed_to_the_end_of_its_neck():
         v = np.asarray(mcmc.get_samples(group_by_chain=True)["v"])
         ess = float(arviz.ess(v))
         assert 1000 * ess / float(mcmc.get_extra_fields()["num_steps"].sum()) > 80
-        assert k.report(mcmc).divergences < 20
+        assert k.report(mcmc).run.divergences < 20
         # Draws that alternate tell more of the mean than of the variance.
         spread = float(arviz.ess(v**2))
         np.testing.assert_allclose(v.std(), 3.0, rtol=4 / (2 * spread) ** 0.5)
@@ -404,61 +339,6 @@ def test_training_that_fails_falls_back_and_says_so(monkeypatch):
     assert not k.report().uses_flow
     assert "rejected" in str(k.report())
     assert_right(mcmc.get_samples())
-
-
-def discrete():
-    numpyro.sample("x", dist.Normal(0.0, 1.0))
-    numpyro.sample("k", dist.Bernoulli(0.5))
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: nf.FlowNUTS(3), TypeError, "model: expected a NumPyro model, got int"),
-        (lambda: nf.FlowNUTS(hierarchical, 3), TypeError, "flow: expected a function"),
-        (lambda: nf.FlowNUTS(hierarchical, train="x"), ValueError, "train: expected one of"),
-        (
-            lambda: nf.FlowNUTS(hierarchical, num_steps=0),
-            ValueError,
-            "num_steps: expected at least",
-        ),
-        (lambda: nf.FlowNUTS(hierarchical, jump_every=-1), ValueError, "jump_every: expected"),
-        (
-            lambda: nf.FlowNUTS(hierarchical, target_accept_prob=1.5),
-            ValueError,
-            "target_accept_prob: expected a number in",
-        ),
-        (
-            lambda: run(nf.FlowNUTS(discrete)),
-            ValueError,
-            "site 'k' is discrete and latent",
-        ),
-        (
-            lambda: run(nf.FlowNUTS(lambda: None)),
-            ValueError,
-            "FlowNUTS: the model has no latent sites",
-        ),
-        (
-            lambda: nf.FlowNUTS(hierarchical).init(KEY, 5, None, (Y,), {}),
-            ValueError,
-            "num_warmup of at least 20",
-        ),
-        (
-            lambda: run(nf.FlowNUTS(hierarchical, partial(nf.cnf, trace="hutchinson")), Y),
-            ValueError,
-            "stochastic trace",
-        ),
-        (
-            lambda: jax.jit(lambda y: run(nf.FlowNUTS(hierarchical), y).get_samples())(Y),
-            ValueError,
-            "arguments are being traced",
-        ),
-        (lambda: nf.FlowNUTS(hierarchical).report(), ValueError, "nothing was learned yet"),
-    ],
-)
-def test_bad_input(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
 
 
 @pytest.mark.slow

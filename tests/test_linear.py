@@ -18,16 +18,16 @@ from numpyro_flows.transforms import compose
 
 DIM = 4
 LINEAR = {
-    "permutation": lambda: nf.Permutation((2, 0, 3, 1)),
-    "diagonal": lambda: nf.DiagonalScale(DIM),
-    "triangular": lambda: nf.TriangularAffine(DIM),
-    "lu": lambda: nf.LULinear(DIM),
-    "lu without bias": lambda: nf.LULinear(DIM, bias=False),
-    "householder": lambda: nf.Householder(jax.random.key(0), DIM),
-    "two reflections": lambda: nf.Householder(jax.random.key(0), DIM, num_reflections=2),
-    "cayley": lambda: nf.Orthogonal(DIM),
-    "expm": lambda: nf.Orthogonal(DIM, method="expm"),
-    "actnorm": lambda: nf.ActNorm(DIM),
+    "permutation": lambda: nf.transforms.Permutation((2, 0, 3, 1)),
+    "diagonal": lambda: nf.transforms.DiagonalScale(DIM),
+    "triangular": lambda: nf.transforms.TriangularAffine(DIM),
+    "lu": lambda: nf.transforms.LULinear(DIM),
+    "lu without bias": lambda: nf.transforms.LULinear(DIM, bias=False),
+    "householder": lambda: nf.transforms.Householder(jax.random.key(0), DIM),
+    "two reflections": lambda: nf.transforms.Householder(jax.random.key(0), DIM, num_reflections=2),
+    "cayley": lambda: nf.transforms.Orthogonal(DIM),
+    "expm": lambda: nf.transforms.Orthogonal(DIM, method="expm"),
+    "actnorm": lambda: nf.transforms.ActNorm(DIM),
 }
 NEW_IDENTITIES = [name for name in LINEAR if name != "permutation"]
 
@@ -114,12 +114,12 @@ def test_starts_as_the_identity(name, x64):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: nf.Permutation([0]),
-        lambda: nf.TriangularAffine(1),
-        lambda: nf.LULinear(1),
-        lambda: nf.Householder(jax.random.key(0), 1),
-        lambda: nf.Orthogonal(1),
-        lambda: nf.Orthogonal(1, method="expm"),
+        lambda: nf.transforms.Permutation([0]),
+        lambda: nf.transforms.TriangularAffine(1),
+        lambda: nf.transforms.LULinear(1),
+        lambda: nf.transforms.Householder(jax.random.key(0), 1),
+        lambda: nf.transforms.Orthogonal(1),
+        lambda: nf.transforms.Orthogonal(1, method="expm"),
     ],
 )
 def test_one_dimension(build):
@@ -168,7 +168,7 @@ def test_new_householder_can_learn():
 
 @pytest.mark.parametrize("method", ["cayley", "expm"])
 def test_large_rotations_stay_orthogonal(method):
-    t = moved(nf.Orthogonal(8, method=method), 30.0)
+    t = moved(nf.transforms.Orthogonal(8, method=method), 30.0)
     q = np.asarray(jax.jit(t)(jnp.eye(8)), float)
     np.testing.assert_allclose(q.T @ q, np.eye(8), atol=1e-4)
 
@@ -181,9 +181,15 @@ def new_glow():
     """Layers of ActNorm, LULinear and Coupling, stacked, with permutations between."""
 
     def step(key):
-        return nf.Chain([nf.ActNorm(3), nf.LULinear(3), nf.Coupling(key, 3, Affine(), hidden=(8,))])
+        return nf.transforms.Chain(
+            [
+                nf.transforms.ActNorm(3),
+                nf.transforms.LULinear(3),
+                nf.transforms.Coupling(key, 3, Affine(), hidden=(8,)),
+            ]
+        )
 
-    return nf.Scan(stacked(step), PERMUTATIONS)
+    return nf.transforms.Scan(stacked(step), PERMUTATIONS)
 
 
 def unstacked(scan):
@@ -210,7 +216,10 @@ def test_few_large_layers_run_unrolled(monkeypatch):
         program = jax.make_jaxpr(lambda t, x: method(t, x))(scan, x)
         return [eqn.params["unroll"] for eqn in program.eqns if eqn.primitive.name == "scan"]
 
-    forward_of, inverse_of = nf.Scan.forward_and_log_det, nf.Scan.inverse_and_log_det
+    forward_of, inverse_of = (
+        nf.transforms.Scan.forward_and_log_det,
+        nf.transforms.Scan.inverse_and_log_det,
+    )
     looped = jax.jit(forward_of)(scan, x)
     assert unrolled(forward_of) == [1]
     monkeypatch.setattr(compose, "LARGE", 1)
@@ -226,8 +235,8 @@ def test_few_large_layers_run_unrolled(monkeypatch):
 
 
 def test_scan_without_permutations():
-    layers = moved(stacked(lambda key: nf.ActNorm(2)))
-    scan = nf.Scan(layers)
+    layers = moved(stacked(lambda key: nf.transforms.ActNorm(2)))
+    scan = nf.transforms.Scan(layers)
     x = points(2)
     y, log_det = scan.forward_and_log_det(x)
     expected = np.asarray(x, float)
@@ -240,37 +249,43 @@ def test_scan_without_permutations():
         return jax.jit(lambda t, x: t.inverse_and_log_det(x)).lower(scan, x).as_text()
 
     assert "gather" not in program(scan)
-    assert "gather" in program(nf.Scan(layers, [[1, 0]] * 3))
+    assert "gather" in program(nf.transforms.Scan(layers, [[1, 0]] * 3))
 
 
 def test_scan_errors():
     with pytest.raises(ValueError, match="got 0 leaves without one"):
-        nf.Scan(nf.Permutation([1, 0]))
+        nf.transforms.Scan(nf.transforms.Permutation([1, 0]))
     with pytest.raises(ValueError, match="number of layers: expected at least 1, got 0"):
-        nf.Scan(jax.tree.map(lambda leaf: leaf[:0], stacked(lambda key: nf.ActNorm(2))))
+        nf.transforms.Scan(
+            jax.tree.map(lambda leaf: leaf[:0], stacked(lambda key: nf.transforms.ActNorm(2)))
+        )
     with pytest.raises(ValueError, match="leading axis of 3 layers, got a leaf of shape"):
-        nf.Scan(nf.Chain([stacked(lambda key: nf.ActNorm(2)), nf.ActNorm(2)]))
+        nf.transforms.Scan(
+            nf.transforms.Chain(
+                [stacked(lambda key: nf.transforms.ActNorm(2)), nf.transforms.ActNorm(2)]
+            )
+        )
     with pytest.raises(ValueError, match=r"permutations of range\(2\)"):
-        nf.Scan(stacked(lambda key: nf.ActNorm((2, 2))), [[0, 2]] * 3)
+        nf.transforms.Scan(stacked(lambda key: nf.transforms.ActNorm((2, 2))), [[0, 2]] * 3)
 
 
 def test_argument_errors():
     for bad in ([0, 0, 2], [1, 2, 3], [], [0.5, 1]):
         with pytest.raises(ValueError, match=r"expected a permutation of range\(\d\), got \("):
-            nf.Permutation(bad)
+            nf.transforms.Permutation(bad)
     with pytest.raises(ValueError, match=r"expected an even number, got 3\..*determinant -1"):
-        nf.Householder(jax.random.key(0), 3, num_reflections=3)
+        nf.transforms.Householder(jax.random.key(0), 3, num_reflections=3)
     with pytest.raises(ValueError, match="num_reflections: expected at least 2, got 0"):
-        nf.Householder(jax.random.key(0), 3, num_reflections=0)
+        nf.transforms.Householder(jax.random.key(0), 3, num_reflections=0)
     with pytest.raises(TypeError, match="random key"):
-        nf.Householder(0, 3)
+        nf.transforms.Householder(0, 3)
     with pytest.raises(ValueError, match="expected 'cayley' or 'expm', got 'qr'"):
-        nf.Orthogonal(3, method="qr")
+        nf.transforms.Orthogonal(3, method="qr")
     with pytest.raises(ValueError, match="at least one axis"):
-        nf.ActNorm(())
+        nf.transforms.ActNorm(())
     with pytest.raises(ValueError, match="shape: expected at least 1, got 0"):
-        nf.ActNorm((2, 0))
-    for build in (nf.TriangularAffine, nf.LULinear, nf.Orthogonal):
+        nf.transforms.ActNorm((2, 0))
+    for build in (nf.transforms.TriangularAffine, nf.transforms.LULinear, nf.transforms.Orthogonal):
         with pytest.raises(ValueError, match="dim: expected at least 1, got 0"):
             build(0)
 
@@ -278,8 +293,8 @@ def test_argument_errors():
 @pytest.mark.parametrize("name", [*LINEAR, "image", "scan without permutations"])
 def test_save_and_load(name, tmp_path):
     others = {
-        "image": lambda: CASES[nf.ActNorm]["image"]()[0],
-        "scan without permutations": lambda: CASES[nf.Scan]["no permutations"]()[0],
+        "image": lambda: CASES[nf.transforms.ActNorm]["image"]()[0],
+        "scan without permutations": lambda: CASES[nf.transforms.Scan]["no permutations"]()[0],
     }
     t = others[name]() if name in others else moved(LINEAR[name](), 1.0)
     nf.save(tmp_path / "flow", t)
@@ -312,11 +327,11 @@ def assert_normalized(values, atol=2e-4):
 def test_one_layer_in_both_directions(shape):
     batch = skewed().reshape(-1, *shape)
     loc, scale = moments(batch)
-    t = nf.initialize(nf.ActNorm(shape), batch)
+    t = nf.initialize(nf.transforms.ActNorm(shape), batch)
     np.testing.assert_allclose(t.shift, loc, rtol=1e-5)
     np.testing.assert_allclose(np.exp(t.log_scale), scale, rtol=1e-4)
     assert_normalized(t.inv(batch))
-    inverse = nf.initialize(nf.ActNorm(shape).inv, batch)
+    inverse = nf.initialize(nf.transforms.ActNorm(shape).inv, batch)
     np.testing.assert_allclose(inverse.transform.shift, -loc / scale, rtol=1e-4)
     np.testing.assert_allclose(np.exp(inverse.transform.log_scale), 1 / scale, rtol=1e-4)
     assert_normalized(inverse.inv(batch))
@@ -327,8 +342,8 @@ def test_one_layer_in_both_directions(shape):
 
 def test_flow_of_layers_against_a_loop():
     """Scan of ActNorm, LU and coupling under a support: each ActNorm in it has done its work."""
-    support = nf.NumPyroTransform(dist.biject_to(constraints.positive), (3,))
-    t = nf.Chain([moved(new_glow()), support])
+    support = nf.transforms.NumPyroTransform(dist.biject_to(constraints.positive), (3,))
+    t = nf.transforms.Chain([moved(new_glow()), support])
     before = nf.FlowDistribution(dist.Normal(jnp.zeros(3), 1.0), t)
     batch = skewed()
     after = jax.jit(nf.initialize)(before, batch)
@@ -339,7 +354,7 @@ def test_flow_of_layers_against_a_loop():
         reversed(unstacked(after.transform.parts[0])), reversed(PERMUTATIONS), strict=True
     ):
         norm, *rest = layer.parts
-        value = forward(nf.Chain(rest).inv, value[:, np.argsort(permutation)])[0]
+        value = forward(nf.transforms.Chain(rest).inv, value[:, np.argsort(permutation)])[0]
         np.testing.assert_allclose(norm.shift, moments(value)[0], rtol=1e-3, atol=1e-4)
         value = (value - norm.shift) * np.exp(-norm.log_scale)
         assert_normalized(value, atol=1e-3)
@@ -362,8 +377,10 @@ def test_flow_of_layers_against_a_loop():
 
 def test_scan_run_forward():
     """Inside an Inverse the batch goes through the scan from the first layer to the last."""
-    layers = stacked(lambda key: nf.Chain([nf.LULinear(3), nf.ActNorm(3)]))
-    scan = moved(nf.Scan(layers, [(1, 2, 0)] * 3))
+    layers = stacked(
+        lambda key: nf.transforms.Chain([nf.transforms.LULinear(3), nf.transforms.ActNorm(3)])
+    )
+    scan = moved(nf.transforms.Scan(layers, [(1, 2, 0)] * 3))
     after = nf.initialize(scan.inv, skewed()).transform
     value = skewed()
     for layer in unstacked(after):
@@ -374,8 +391,10 @@ def test_scan_run_forward():
 
 @functools.cache
 def conditional():
-    layer = moved(nf.Coupling(jax.random.key(0), 3, Affine(), hidden=(8,), context_dim=2))
-    return nf.Chain([nf.ActNorm(3), layer, nf.ActNorm(3)])
+    layer = moved(
+        nf.transforms.Coupling(jax.random.key(0), 3, Affine(), hidden=(8,), context_dim=2)
+    )
+    return nf.transforms.Chain([nf.transforms.ActNorm(3), layer, nf.transforms.ActNorm(3)])
 
 
 @pytest.mark.parametrize("wrapped", ["argument", "bound", "one for all", "standardized", "inverse"])
@@ -385,14 +404,14 @@ def test_nested(wrapped):
     if wrapped == "one for all":
         context = context[0]
     if wrapped in ("standardized", "inverse"):
-        t = nf.Standardized(t, 2.0, jnp.array([1.0, 2.0, 3.0]), 1.0, 2.0)
+        t = nf.transforms.Standardized(t, 2.0, jnp.array([1.0, 2.0, 3.0]), 1.0, 2.0)
     if wrapped == "inverse":
         t = t.inv
     if wrapped == "bound":
-        after = nf.initialize(nf.Conditioned(t, context), batch)
+        after = nf.initialize(nf.transforms.Conditioned(t, context), batch)
         np.testing.assert_array_equal(after.context.value, context)
     else:
-        after = nf.Conditioned(nf.initialize(t, batch, context), context)
+        after = nf.transforms.Conditioned(nf.initialize(t, batch, context), context)
     if wrapped != "inverse":
         # The part next to the base comes last, so its output is the base's sample.
         assert_normalized(after.inv(batch), atol=1e-3)
@@ -412,7 +431,7 @@ def test_constant_columns_and_extreme_units():
         1e-30 * noise[:, 3],
     ]
     batch = jnp.stack(columns, -1)
-    t = nf.initialize(nf.ActNorm(4), batch)
+    t = nf.initialize(nf.transforms.ActNorm(4), batch)
     np.testing.assert_array_equal(t.log_scale[:2], 0)
     z = t.inv(batch)
     np.testing.assert_array_equal(z[:, :2], 0)
@@ -421,12 +440,12 @@ def test_constant_columns_and_extreme_units():
 
 def test_many_rows_far_from_zero():
     batch = 1e3 + points(2, 100_000)
-    assert_normalized(nf.initialize(nf.ActNorm(2), batch).inv(batch), atol=1e-3)
+    assert_normalized(nf.initialize(nf.transforms.ActNorm(2), batch).inv(batch), atol=1e-3)
 
 
 def test_dtypes(x64):
     """Leaves keep their dtype whatever the batch comes in."""
-    t = nf.Scan(stacked(lambda key: nf.ActNorm(3)))
+    t = nf.transforms.Scan(stacked(lambda key: nf.transforms.ActNorm(3)))
     batch = np.asarray(skewed(), np.float32)
     for dtype in (jnp.float32, jnp.float64):
         after = nf.initialize(jax.tree.map(lambda leaf, d=dtype: leaf.astype(d), t), batch)
@@ -436,20 +455,20 @@ def test_dtypes(x64):
 def test_initialize_reads_a_context_of_any_structure():
     example = {"dose": jnp.zeros(()), "curve": jnp.zeros(2)}
     network = nf.nn.Embedding(jax.random.key(0), example, 2, hidden=(4,))
-    t = nf.Embedded(conditional(), network)
+    t = nf.transforms.Embedded(conditional(), network)
     keys = jax.random.split(jax.random.key(7))
     context = {
         "dose": jax.random.normal(keys[0], (200,)),
         "curve": jax.random.normal(keys[1], (200, 2)),
     }
-    after = nf.Conditioned(nf.initialize(t, skewed(), context), context)
+    after = nf.transforms.Conditioned(nf.initialize(t, skewed(), context), context)
     assert_normalized(after.inv(skewed()), atol=1e-3)
     with pytest.raises(ValueError, match="context: expected 200 rows"):
         nf.initialize(t, skewed(), jax.tree.map(lambda a: a[:5], context))
 
 
 def test_initialize_errors():
-    t, batch = nf.ActNorm(3), skewed()
+    t, batch = nf.transforms.ActNorm(3), skewed()
     with pytest.raises(TypeError, match="expected a FlowDistribution or a FlowTransform, got Norm"):
         nf.initialize(dist.Normal(), batch)
     with pytest.raises(TypeError, match="batch: expected floating-point"):
@@ -461,7 +480,9 @@ def test_initialize_errors():
         nf.initialize(t, batch[:1])
     with pytest.raises(ValueError, match="batch: 1 of 200 rows hold NaN or infinite values"):
         nf.initialize(t, batch.at[7, 1].set(jnp.nan))
-    positive = nf.Chain([t, nf.NumPyroTransform(dist.biject_to(constraints.positive), (3,))])
+    positive = nf.transforms.Chain(
+        [t, nf.transforms.NumPyroTransform(dist.biject_to(constraints.positive), (3,))]
+    )
     with pytest.raises(ValueError, match="batch: 200 of 200 rows lie outside the flow's support"):
         nf.initialize(positive, -batch)
     context = jnp.zeros((200, 2))
@@ -474,4 +495,4 @@ def test_initialize_errors():
     with pytest.raises(ValueError, match="context: 1 of 1 rows hold NaN"):
         nf.initialize(conditional(), batch, jnp.array([0.0, jnp.inf]))
     with pytest.raises(ValueError, match=r"got 200 rows for contexts of batch shape \(5,\)"):
-        nf.initialize(nf.Conditioned(conditional(), context[:5]), batch)
+        nf.initialize(nf.transforms.Conditioned(conditional(), context[:5]), batch)

@@ -97,7 +97,7 @@ def test_flow_as_prior_under_nuts():
     """A flow that is exactly N(1, 2^2) as the prior of a conjugate model."""
     prior = nf.FlowDistribution(
         dist.Normal(jnp.zeros(1), 1.0),
-        nf.Standardized(nf.realnvp(jax.random.key(0), 1, **SMALL).transform, 1.0, 2.0),
+        nf.transforms.Standardized(nf.realnvp(jax.random.key(0), 1, **SMALL).transform, 1.0, 2.0),
     )
 
     def model(y):

@@ -92,7 +92,9 @@ def test_standard_deviation_of_an_affine_map():
     rng = np.random.default_rng(0)
     frame, _ = np.linalg.qr(rng.normal(size=(5, 2)))
     core = np.array([[0.5, 0.0], [0.3, 2.0]])
-    affine = nf.FixedAffine(jnp.ones(5), jnp.arange(1.0, 6.0), jnp.array(frame), jnp.array(core))
+    affine = nf.transforms.FixedAffine(
+        jnp.ones(5), jnp.arange(1.0, 6.0), jnp.array(frame), jnp.array(core)
+    )
     _, covariance = moments(affine)
     np.testing.assert_allclose(affine.standard_deviation**2, np.diag(covariance), rtol=1e-5)
 
@@ -184,11 +186,13 @@ def test_the_gaussian_fit_has_the_path_gradient(dim, x64, monkeypatch):
         mean, rest = theta[:dim], theta[dim:]
         if dim > 10:
             scale = outer.scale.value * jnp.exp(rest)
-            return nf.FixedAffine(outer(mean), scale, outer.frame.value, outer.core.value)
+            return nf.transforms.FixedAffine(
+                outer(mean), scale, outer.frame.value, outer.core.value
+            )
         matrix = rest.reshape(dim, dim)
         factor = jnp.tril(matrix, -1) + jnp.diag(jnp.exp(jnp.diagonal(matrix)))
-        inner = nf.FixedAffine(mean, jnp.ones(dim), jnp.eye(dim), factor)
-        return nf.Chain([inner, outer])
+        inner = nf.transforms.FixedAffine(mean, jnp.ones(dim), jnp.eye(dim), factor)
+        return nf.transforms.Chain([inner, outer])
 
     def loss(theta):
         x = normal(theta)(jnp.asarray(noise))
@@ -238,12 +242,12 @@ def test_the_guide_carries_it_in_its_parameters():
 
 def test_fixed_affine_refuses():
     with pytest.raises(ValueError, match="loc of shape"):
-        nf.FixedAffine(0.0, 1.0)
+        nf.transforms.FixedAffine(0.0, 1.0)
     with pytest.raises(ValueError, match="frame and core together"):
-        nf.FixedAffine(jnp.zeros(2), 1.0, frame=jnp.eye(2))
+        nf.transforms.FixedAffine(jnp.zeros(2), 1.0, frame=jnp.eye(2))
     with pytest.raises(ValueError, match="scale: expected shape"):
-        nf.FixedAffine(jnp.zeros(2), jnp.ones(3))
+        nf.transforms.FixedAffine(jnp.zeros(2), jnp.ones(3))
     with pytest.raises(ValueError, match="frame: expected shape"):
-        nf.FixedAffine(jnp.zeros(2), 1.0, jnp.eye(3), jnp.eye(2))
+        nf.transforms.FixedAffine(jnp.zeros(2), 1.0, jnp.eye(3), jnp.eye(2))
     with pytest.raises(ValueError, match="init: expected 'auto' or 'location'"):
         nf.AutoFlow(scaled, init="laplace")

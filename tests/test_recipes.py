@@ -60,7 +60,7 @@ def test_nice_preserves_volume_exactly(dtype):
     np.testing.assert_array_equal(log_det, 0.0)
     np.testing.assert_array_equal(t.inverse_and_log_det(y)[1], 0.0)
     rescaled = flow(nf.nice, 5, depth=6).transform
-    assert isinstance(rescaled.parts[-1], nf.DiagonalScale)
+    assert isinstance(rescaled.parts[-1], nf.transforms.DiagonalScale)
     np.testing.assert_allclose(
         rescaled.forward_and_log_det(points(5))[1], rescaled.parts[-1].log_scale.sum(), rtol=1e-6
     )

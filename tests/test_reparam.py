@@ -295,7 +295,9 @@ def test_bad_input():
     flow_guide, flow_params = set_up(AutoFlow(plated, SMALL))
     with pytest.raises(ValueError, match="expected the trained parameters"):
         nf.NeuTraReparam(flow_guide, {})
-    bad = flow_params | {"auto_preconditioner": nf.FixedAffine(jnp.full(4, jnp.nan), 1.0)}
+    bad = flow_params | {
+        "auto_preconditioner": nf.transforms.FixedAffine(jnp.full(4, jnp.nan), 1.0)
+    }
     with pytest.raises(ValueError, match=r"'auto_preconditioner' .* not finite"):
         nf.NeuTraReparam(flow_guide, bad)
     with pytest.raises(TypeError, match=r"use `neutra.reparam\(model\)`"):

@@ -20,7 +20,7 @@ from programs import count_loops
 
 import numpyro_flows as nf
 from numpyro_flows.infer.guide import check_exact
-from numpyro_flows.transform import for_training
+from numpyro_flows.parts import for_training
 
 LINEAR = transform(nf.realnvp, 2, depth=2, hidden=(4,))
 
@@ -133,13 +133,13 @@ class Estimated(Doubled):
 
 def test_what_says_that_it_is_inexact_is_refused():
     """No other method is needed, and it may be any part of a flow."""
-    for t in (Estimated(), nf.Chain([Doubled(), Estimated()]), Estimated().inv):
+    for t in (Estimated(), nf.transforms.Chain([Doubled(), Estimated()]), Estimated().inv):
         flow = nf.FlowDistribution(dist.Normal(jnp.zeros(2), 1.0), t)
         assert t.inexact == "guess"
         assert "log_prob=guess" in repr(flow)
         with pytest.raises(ValueError, match="got the guess"):
             check_exact(flow)
-    assert not nf.Chain([Doubled(), Doubled()]).inexact
+    assert not nf.transforms.Chain([Doubled(), Doubled()]).inexact
 
 
 def test_only_transforms_and_flows_train_differently():
@@ -153,7 +153,7 @@ def test_only_transforms_and_flows_train_differently():
         network: Foreign
 
     holder = Holder(Foreign(jnp.ones(2)))
-    trained = for_training(nf.Chain([holder]), jax.random.key(0), 4)
+    trained = for_training(nf.transforms.Chain([holder]), jax.random.key(0), 4)
     assert trained.parts[0].eq(holder)
 
 
@@ -256,7 +256,8 @@ def test_numpyros_own_modules_accept_it():
 def test_partition_keeps_fixed_numbers_out():
     inner = flow(nf.realnvp, 2).transform
     whole = nf.FlowDistribution(
-        dist.Normal(jnp.zeros(2), 1.0), nf.Standardized(inner, jnp.ones(2), jnp.full(2, 3.0))
+        dist.Normal(jnp.zeros(2), 1.0),
+        nf.transforms.Standardized(inner, jnp.ones(2), jnp.full(2, 3.0)),
     )
     params, rest = nf.partition(whole)
     assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(inner))
@@ -330,27 +331,27 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"Scan takes no context, got one of shape \(6, 2\)"):
         transform(nf.realnvp, 3).forward_and_log_det(x, c)
     with pytest.raises(ValueError, match="takes no context"):
-        nf.Conditioned(transform(nf.realnvp, 3), c)
+        nf.transforms.Conditioned(transform(nf.realnvp, 3), c)
     with pytest.raises(ValueError, match="at least one transform"):
-        nf.Chain([])
+        nf.transforms.Chain([])
     with pytest.raises(TypeError, match="expected FlowTransforms, got ExpTransform"):
-        nf.Chain([numpyro_transforms.ExpTransform()])
+        nf.transforms.Chain([numpyro_transforms.ExpTransform()])
     with pytest.raises(ValueError, match=r"returns events of shape \(2,\)"):
-        nf.Chain([transform(nf.realnvp, 2), transform(nf.realnvp, 3)])
+        nf.transforms.Chain([transform(nf.realnvp, 2), transform(nf.realnvp, 3)])
     with pytest.raises(ValueError, match=r"different widths \[1, 2\]"):
-        nf.Chain([t, transform(nf.realnvp, 3, context_dim=1)])
+        nf.transforms.Chain([t, transform(nf.realnvp, 3, context_dim=1)])
     with pytest.raises(ValueError, match=r"permutations of range\(3\)"):
-        nf.Scan(transform(nf.realnvp, 3).layers, [[0, 0, 1]] * 3)
+        nf.transforms.Scan(transform(nf.realnvp, 3).layers, [[0, 0, 1]] * 3)
     with pytest.raises(ValueError, match="leading axis of 2 layers"):
-        nf.Scan(transform(nf.realnvp, 3).layers, [[0, 1, 2]] * 2)
+        nf.transforms.Scan(transform(nf.realnvp, 3).layers, [[0, 1, 2]] * 2)
     with pytest.raises(TypeError, match="expected|Expected a NumPyro Transform"):
-        nf.NumPyroTransform(dist.constraints.positive, (2,))
+        nf.transforms.NumPyroTransform(dist.constraints.positive, (2,))
     with pytest.raises(TypeError, match="floating arrays in it, got one of dtype int32"):
-        nf.NumPyroTransform(numpyro_transforms.PermuteTransform(jnp.array([1, 0])), (2,))
+        nf.transforms.NumPyroTransform(numpyro_transforms.PermuteTransform(jnp.array([1, 0])), (2,))
     with pytest.raises(ValueError, match="acts on events with 1 axes"):
-        nf.NumPyroTransform(dist.biject_to(dist.constraints.simplex), ())
+        nf.transforms.NumPyroTransform(dist.biject_to(dist.constraints.simplex), ())
     with pytest.raises(ValueError, match="dim: expected at least 1, got 0"):
-        nf.DiagonalScale(0)
+        nf.transforms.DiagonalScale(0)
     with pytest.raises(ValueError, match="log_scale_bound: expected a positive"):
         nf.elementwise.Affine(0.0)
     with pytest.raises(ValueError, match="Unknown activation 'sine'"):

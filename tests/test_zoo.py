@@ -13,9 +13,10 @@ from cases import layer, points, shake
 from numpyro.distributions import constraints
 
 import numpyro_flows as nf
-from numpyro_flows.circular import ByKind
 from numpyro_flows.elementwise import (
     Affine,
+    Angles,
+    ByKind,
     CircularSpline,
     DeepSigmoid,
     HeavyTail,
@@ -141,20 +142,30 @@ def test_autoregressive_structure():
     order = [3, 1, 4, 0, 2]
     for hidden in ((16,), (2, 3), ()):
         made = layer(
-            nf.MaskedAutoregressive, 5, Affine(), order=order, hidden=hidden, activation="tanh"
+            nf.transforms.MaskedAutoregressive,
+            5,
+            Affine(),
+            order=order,
+            hidden=hidden,
+            activation="tanh",
         )
         j = jacobian(made)[np.ix_(order, order)]
         np.testing.assert_array_equal(np.triu(j, 1), 0)
         assert (np.abs(j[np.tril_indices(5, -1)]) > 0).all()
     parents = ((), (0,), (0,), (1, 2), (3,))
     made = layer(
-        nf.MaskedAutoregressive, 5, Affine(), parents=parents, hidden=(20,), activation="tanh"
+        nf.transforms.MaskedAutoregressive,
+        5,
+        Affine(),
+        parents=parents,
+        hidden=(20,),
+        activation="tanh",
     )
     j = jacobian(made)
     expected = np.array([[i == k or k in parents[i] for k in range(5)] for i in range(5)])
     np.testing.assert_array_equal(j != 0, expected)
     mask = expected & ~np.eye(5, dtype=bool)
-    masked = nf.MaskedAutoregressive(jax.random.key(0), 5, Affine(), parents=mask)
+    masked = nf.transforms.MaskedAutoregressive(jax.random.key(0), 5, Affine(), parents=mask)
     assert masked.parents == made.parents
 
 
@@ -178,7 +189,9 @@ def test_masked_products_are_dense_ones(shape, x64):
 
 def test_sampling_agrees_with_one_pass_per_coordinate():
     """The incremental inverse, against substitution by whole passes of the network."""
-    made = layer(nf.MaskedAutoregressive, 6, Affine(), hidden=(7, 7), residual=True, context_dim=2)
+    made = layer(
+        nf.transforms.MaskedAutoregressive, 6, Affine(), hidden=(7, 7), residual=True, context_dim=2
+    )
     context, y = points(2), points(6)
     x = jnp.zeros_like(y)
     for _ in range(6):  # x_i = (y_i - t_i) e^(-s_i) = x_i + (y_i - T(x)_i) / dT_i/dx_i
@@ -198,7 +211,7 @@ def test_sampling_agrees_with_one_pass_per_coordinate():
         {"hidden": (5,)},
         {"hidden": (), "context_dim": 2},
         {"hidden": (30, 17), "parents": [range(max(0, i - 3), i) for i in range(21)]},
-        {"hidden": (24,), "circular": jnp.arange(21.0) % 2},
+        {"hidden": (24,), "encoding": Angles(jnp.arange(21.0) % 2)},
     ],
     ids=["residual", "narrow", "linear", "graph", "angles"],
 )
@@ -206,8 +219,8 @@ def test_sampling_in_blocks(config, x64, monkeypatch):
     """Of blocks that overlap, against one pass of the network."""
     monkeypatch.setattr(autoregressive, "BLOCK", 8)
     splines = ByKind(RationalQuadraticSpline(3), CircularSpline(4))
-    map = splines if "circular" in config else Affine()
-    made = layer(nf.MaskedAutoregressive, 21, map, **config)
+    map = splines if "encoding" in config else Affine()
+    made = layer(nf.transforms.MaskedAutoregressive, 21, map, **config)
     context = points(2) if "context_dim" in config else None
     x = jnp.clip(points(21), -3, 3)
     y, log_det = made.forward_and_log_det(x, context)
@@ -218,7 +231,7 @@ def test_sampling_in_blocks(config, x64, monkeypatch):
 
 def test_planar_agrees_with_the_paper():
     """y = x + u_hat tanh(w x + b) with u_hat from eq. 23, computed here by NumPy."""
-    planar = layer(nf.Planar, 3)
+    planar = layer(nf.transforms.Planar, 3)
     w, u, b = np.split(np.asarray(planar.params.value, float), [3, 6])
     a = w @ u
     softplus = np.log1p(np.exp(a + np.log(np.expm1(0.99))))
@@ -231,11 +244,11 @@ def test_planar_agrees_with_the_paper():
 
 
 def test_planar_is_safe_at_zero_and_takes_any_monotone_activation():
-    zero = jax.tree.map(jnp.zeros_like, nf.Planar(jax.random.key(0), 2))
+    zero = jax.tree.map(jnp.zeros_like, nf.transforms.Planar(jax.random.key(0), 2))
     grads = jax.grad(lambda t, x: sum(a.sum() for a in t.forward_and_log_det(x)))(zero, points(2))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
-    ridge = nf.Ridge(lambda x: 2 * jnp.arctan(x), lambda x: 2 / (1 + x**2), 2.0)
-    assert nf.check_transform(layer(nf.Planar, 2, activation=ridge), points(2)).passed
+    ridge = nf.transforms.Ridge(lambda x: 2 * jnp.arctan(x), lambda x: 2 / (1 + x**2), 2.0)
+    assert nf.check_transform(layer(nf.transforms.Planar, 2, activation=ridge), points(2)).passed
 
 
 def test_bnaf_reaches_every_point():
@@ -270,44 +283,6 @@ def test_monotone_root():
     assert jax.grad(root)(1.0) == pytest.approx(-0.25)
     slope = (jax.grad(root)(1.01) - jax.grad(root)(0.99)) / 0.02
     assert float(jax.grad(jax.grad(root))(1.0)) == pytest.approx(float(slope), rel=1e-2)
-
-
-def test_angles_are_learned_across_the_cut():
-    """A von Mises angle at the cut and a real coordinate that depends on it."""
-    rng = np.random.default_rng(0)
-    angle = rng.vonmises(3.0, 4.0, 4000)
-    x = np.stack([angle, 10 * np.cos(angle) + 3 * rng.normal(size=4000)], 1).astype("float32")
-    support = (constraints.circular, constraints.real)
-    new = nf.nsf(jax.random.key(0), 2, support=support, depth=2, hidden=(32,))
-    fitted = nf.fit(
-        jax.random.key(1), new, x, max_epochs=15, learning_rate=5e-3, progress_bar=False
-    ).flow
-    truth = dist.VonMises(3.0, 4.0).log_prob(angle) + dist.Normal(10 * np.cos(angle), 3.0).log_prob(
-        x[:, 1]
-    )
-    assert fitted.log_prob(x).mean() > truth.mean() - 0.1
-    edge = jnp.array([[np.pi, -10.0], [-np.pi, -10.0]], jnp.float32)
-    np.testing.assert_allclose(*fitted.log_prob(edge), rtol=1e-4)
-    draws = fitted.sample(jax.random.key(2), (1000,))
-    assert fitted.support(draws).all()
-    # Mean direction of the draws, whose arithmetic mean would be near zero.
-    mean = np.angle(np.exp(1j * np.asarray(draws[:, 0])).mean())
-    assert abs(np.angle(np.exp(1j * (mean - 3.0)))) < 0.1
-
-
-@pytest.mark.parametrize("recipe", [nf.nsf, nf.nsf_ar])
-@pytest.mark.parametrize("other", [constraints.circular, constraints.real], ids=["torus", "mixed"])
-def test_densities_on_a_torus_and_a_cylinder(recipe, other):
-    """Mass one over the whole space, and no seam at +-pi."""
-    new = recipe(jax.random.key(0), 2, support=(constraints.circular, other), **NARROW, num_bins=4)
-    flow = shake(new, jax.random.key(1), 0.6)
-    end = np.pi if other is constraints.circular else 20.0
-    middles = [np.linspace(-e, e, 401)[1:] - e / 400 for e in (np.pi, end)]
-    grid = jnp.asarray(np.stack(np.meshgrid(*middles), axis=-1).reshape(-1, 2), "float32")
-    density = np.exp(np.asarray(log_prob(flow, grid), float))
-    assert abs(density.mean() * 2 * np.pi * 2 * end - 1) < 1e-3
-    edges = [jnp.stack([jnp.full(9, e), jnp.linspace(-3, 3, 9)], -1) for e in (-np.pi, np.pi)]
-    np.testing.assert_allclose(*(flow.log_prob(edge) for edge in edges), rtol=1e-4, atol=1e-4)
 
 
 def test_supports_per_coordinate():
@@ -375,15 +350,15 @@ def test_guides_ask_for_the_fast_side():
         numpyro.sample("x", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
 
     for recipe, wanted in (
-        (nf.planar, nf.Scan),
-        (partial(nf.planar, depth=2), nf.Scan),
-        (partial(nf.planar, inverse=True), nf.Inverse),
+        (nf.planar, nf.transforms.Scan),
+        (partial(nf.planar, depth=2), nf.transforms.Scan),
+        (partial(nf.planar, inverse=True), nf.transforms.Inverse),
     ):
         flow = nf.AutoFlow(model, recipe)._recipe(jax.random.key(0), 2)
         assert type(flow.transform) is wanted
 
 
-BUILD = partial(nf.MaskedAutoregressive, jax.random.key(0), 3, Affine())
+BUILD = partial(nf.transforms.MaskedAutoregressive, jax.random.key(0), 3, Affine())
 KEY = jax.random.key(0)
 
 
@@ -403,7 +378,9 @@ KEY = jax.random.key(0)
         (lambda: nf.autoregressive_flow(KEY, 2, Affine), TypeError, "expected an ElementwiseMap"),
         (
             lambda: nf.planar(
-                KEY, 2, activation=nf.Ridge(jnp.tanh, lambda x: 1 - jnp.tanh(x) ** 2, np.inf)
+                KEY,
+                2,
+                activation=nf.transforms.Ridge(jnp.tanh, lambda x: 1 - jnp.tanh(x) ** 2, np.inf),
             ),
             ValueError,
             "max_slope: expected a positive finite number",
@@ -425,17 +402,19 @@ KEY = jax.random.key(0)
         (lambda: nf.planar(KEY, 2, activation="sine"), ValueError, "Unknown activation 'sine'"),
         (lambda: nf.planar(KEY, 2, activation=jnp.tanh), TypeError, "a name or a Ridge"),
         (
-            lambda: nf.planar(KEY, 2, activation=nf.Ridge(jnp.sin, jnp.cos)),
+            lambda: nf.planar(KEY, 2, activation=nf.transforms.Ridge(jnp.sin, jnp.cos)),
             ValueError,
             "expected a monotone function",
         ),
         (
-            lambda: nf.planar(KEY, 2, activation=nf.Ridge(jnp.arctan, jnp.ones_like)),
+            lambda: nf.planar(KEY, 2, activation=nf.transforms.Ridge(jnp.arctan, jnp.ones_like)),
             ValueError,
             "expected the derivative of the function",
         ),
         (
-            lambda: nf.planar(KEY, 2, activation=nf.Ridge(lambda x: 2 * x, lambda x: 2 + 0 * x)),
+            lambda: nf.planar(
+                KEY, 2, activation=nf.transforms.Ridge(lambda x: 2 * x, lambda x: 2 + 0 * x)
+            ),
             ValueError,
             "slopes between 0 and max_slope",
         ),
@@ -468,7 +447,11 @@ KEY = jax.random.key(0)
             ValueError,
             "outside the flow's support",
         ),
-        (lambda: nf.Embedded(nf.planar(KEY, 2).transform, abs), ValueError, "conditional"),
+        (
+            lambda: nf.transforms.Embedded(nf.planar(KEY, 2).transform, abs),
+            ValueError,
+            "conditional",
+        ),
     ],
 )
 def test_bad_input(call, error, message):
@@ -485,9 +468,9 @@ def test_a_composed_flow_has_heavy_tails():
     """With lambda = 1/3 on both sides, density falls like a Student's with 3 degrees of freedom."""
     flow = nf.autoregressive_flow(jax.random.key(0), 1, DeepSigmoid(3), depth=1, hidden=(8,))
     raw = jnp.full(2, jnp.arctanh(1 / 3))
-    tails = nf.Elementwise(jax.random.key(1), 1, HeavyTail())
+    tails = nf.transforms.Elementwise(jax.random.key(1), 1, HeavyTail())
     tails = eqx.tree_at(lambda t: t.params.value, tails, raw)
-    heavy = nf.FlowDistribution(flow.base_dist, nf.Chain([flow.transform, tails]))
+    heavy = nf.FlowDistribution(flow.base_dist, nf.transforms.Chain([flow.transform, tails]))
     x = jnp.array([-1e4, -1e3, 1e3, 1e4])[:, None]
     slopes = heavy.log_prob(x) - dist.StudentT(3.0).log_prob(x[:, 0])
     np.testing.assert_allclose(slopes, slopes[0], atol=0.5)

@@ -3,7 +3,8 @@ r"""Elementwise maps: scalar bijections whose parameters come from a conditioner
 A map is data, not a layer: ``Coupling``, ``Elementwise`` and the autoregressive structures take
 any of them, so NICE is coupling x :class:`Shift`, RealNVP is coupling x :class:`Affine`, and a
 neural spline flow is coupling x :class:`RationalQuadraticSpline`. A new map needs ``num_params``
-and the two methods of :class:`ElementwiseMap`, nothing else.
+and the two methods of :class:`ElementwiseMap`, nothing else. How a conditioner reads coordinates
+is its :class:`Encoding`: real ones as they are, :class:`Angles` by cosine and sine.
 
 Parameters have shape ``(num_params, *shape)`` for values of any ``shape``, so each parameter is one
 contiguous slice of the conditioner's output. **All-zero parameters are the identity map.**
@@ -23,16 +24,22 @@ map                               for                                 smoothness
 
 from .affine import Affine, Shift
 from .base import ElementwiseMap, check_map
+from .by_kind import ByKind
 from .deep_sigmoid import DeepSigmoid
+from .encoding import Angles, Conditioner, Encoding
 from .heavy_tail import HeavyTail
 from .sinh_arcsinh import SinhArcsinh
 from .spline import CircularSpline, RationalQuadraticSpline
 
 __all__ = [
     "Affine",
+    "Angles",
+    "ByKind",
     "CircularSpline",
+    "Conditioner",
     "DeepSigmoid",
     "ElementwiseMap",
+    "Encoding",
     "HeavyTail",
     "RationalQuadraticSpline",
     "Shift",

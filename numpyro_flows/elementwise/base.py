@@ -1,6 +1,7 @@
 """What an elementwise map is, and how its parameters are bounded."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ from jax import Array
 
 class ElementwiseMap(eqx.Module):
     """A strictly increasing scalar map with parameters; see the package's text for shapes."""
+
+    #: Whether one more row of parameters says which coordinates are angles; see ``Angles.mark``.
+    reads_kinds: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

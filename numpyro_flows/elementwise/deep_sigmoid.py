@@ -1,4 +1,4 @@
-"""The deep sigmoidal map: a mixture of logistic distribution functions, back on the real line."""
+"""The deep sigmoidal map: the logit of a mixture of logistic distribution functions."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""Power-law tails from a normal base, and lighter ones."""
+"""The heavy-tail map: power-law tails from a normal base, or lighter ones."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class HeavyTail(ElementwiseMap):
     It belongs at the data's end of a flow, whose other layers keep the normal tails of the base
     (Jaini et al., 2020, arXiv:1907.04481)::
 
-        nf.Chain([flow.transform, nf.Elementwise(key, dim, HeavyTail())])
+        nf.transforms.Chain([flow.transform, nf.transforms.Elementwise(key, dim, HeavyTail())])
 
     Beyond :math:`|x| = \sqrt{80 / c}`, 8.9 by default and 18 standard deviations at c = 1/4, the
     map goes on linearly, so that nothing overflows in float32: there y is :math:`10^{17}`. The

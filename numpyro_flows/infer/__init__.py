@@ -7,10 +7,11 @@ from .export import to_arviz
 from .fit import GuideFit, fit_guide
 from .guide import AutoFlow
 from .importance import importance_log_weights, importance_resample
-from .kernel import FlowNUTS, FlowNUTSReport
+from .kernel import FlowNUTS
 from .learning import learn_map
 from .params import flow_module, random_flow_module
 from .reparam import NeuTraReparam
+from .report import FlowNUTSReport
 
 __all__ = [
     "STL_ELBO",

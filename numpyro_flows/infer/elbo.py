@@ -75,6 +75,34 @@ class _MappedPathFlow(FlowDistribution):
         return solved(base_dist.log_prob(z) + log_det, log_det)
 
 
+class _OwnPathFlow(FlowDistribution):
+    """The same for a flow of a subclass that draws or evaluates in its own way."""
+
+    def __init__(self, flow: FlowDistribution):
+        super().__init__(flow.base_dist, flow.transform)
+        self.flow = flow
+
+    def sample_with_intermediates(
+        self, key: Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Any]]:
+        return self.flow.sample_with_intermediates(key, sample_shape)
+
+    def sample(
+        self, key: Array | None, sample_shape: tuple[int, ...] = (), **options: Any
+    ) -> Array:
+        return self.flow.sample(key, sample_shape, **options)
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
+        return jax.lax.stop_gradient(self.flow).log_prob(value)
+
+
+_OWN = ("sample", "sample_with_intermediates", "log_prob")
+
+
+def _draws_in_its_own_way(flow: FlowDistribution) -> bool:
+    return any(getattr(type(flow), name) is not getattr(FlowDistribution, name) for name in _OWN)
+
+
 class _path_density(Messenger):
     """A guide whose flows become of the class ``path``."""
 
@@ -84,8 +112,10 @@ class _path_density(Messenger):
 
     def process_message(self, msg: dict[str, Any]) -> None:
         fn = msg.get("fn")
-        if msg["type"] == "sample" and type(fn) is FlowDistribution and not msg["is_observed"]:
-            msg["fn"] = self.path(fn.base_dist, fn.transform)
+        if msg["type"] != "sample" or not isinstance(fn, FlowDistribution) or msg["is_observed"]:
+            return
+        own = _draws_in_its_own_way(fn)
+        msg["fn"] = _OwnPathFlow(fn) if own else self.path(fn.base_dist, fn.transform)
 
 
 class with_penalties(Messenger):
@@ -109,9 +139,10 @@ class STL_ELBO(Trace_ELBO):
     :math:`\log p(\theta) - \log q_\phi(\theta)` at :math:`\theta = T_\phi(z)`, the term
     :math:`\partial_\phi \log q_\phi(\theta)` at fixed :math:`\theta`, whose mean is zero, is left
     out: where the guide is the posterior, the gradient is then zero for every draw. It applies to
-    sites of the guide that are drawn from a ``FlowDistribution``, as in ``nf.AutoFlow``; other
-    sites keep their full gradient. Cost: one inverse pass of the flow more per draw than
-    ``Trace_ELBO``; all particles pass through a flow as one batch, which is faster than ``vmap``.
+    sites of the guide that are drawn from a ``FlowDistribution``, as in ``nf.AutoFlow``, or from a
+    subclass of it; other sites keep their full gradient. Cost: one inverse pass of the flow more
+    per draw than ``Trace_ELBO``; all particles pass through a flow as one batch, which is faster
+    than ``vmap``, unless a subclass draws or evaluates in its own way.
 
     :param num_particles: draws per step; the other arguments are those of ``Trace_ELBO``.
 

@@ -95,8 +95,8 @@ class AutoFlow(AutoContinuous):
     >>> guide = nf.AutoFlow(model, nf.realnvp)
     >>> svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=4))
     >>> result = svi.run(jax.random.key(0), 10, progress_bar=False)
-    >>> guide.get_posterior(result.params)
-    FlowDistribution(Independent -> Chain, batch_shape=(), event_shape=(1,))
+    >>> guide.get_posterior(result.params).event_shape
+    (1,)
     """
 
     # What NumPyro's set-up leaves.

@@ -15,8 +15,8 @@ from ..checks import is_real
 from ..compilation import jit
 from ..distribution import FlowDistribution, combine, partition
 from ..elementwise import DeepSigmoid
+from ..parts import inexactness
 from ..recipes import coupling_flow, realnvp
-from ..transform import inexactness
 from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
 from .preconditioner import FULL
 

@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
@@ -25,8 +24,9 @@ from .arguments import Static, join_arguments, split_arguments
 from .guide import AutoFlow
 from .guide_flow import guide_flow
 from .latent_space import sites_of
-from .learning import GOOD_ENOUGH, TRAIN, Chosen, Learned, Trial, learn
+from .learning import GOOD_ENOUGH, TRAIN, Chosen, Learned, learn
 from .maps import LearnedMap
+from .report import FlowNUTSReport, report_of, report_of_run
 
 #: Fewest iterations in which NUTS finds a step size.
 LEAST_WARMUP: Final = 20
@@ -54,54 +54,6 @@ class FlowNUTSState(NamedTuple):
         if name in HMCState._fields:
             return getattr(self.warped, name)
         raise AttributeError(name)
-
-
-@dataclasses.dataclass(frozen=True)
-class FlowNUTSReport:
-    """What :meth:`FlowNUTS.report` returns; ``print`` it.
-
-    :ivar trials: the candidate maps, in order; none if the first affine map was good enough.
-    :ivar ess: importance ESS of the learned map, as a fraction of draws; 1 for a perfect one.
-    :ivar khat: Pareto shape of its importance weights.
-    :ivar training_gradients: gradients of the model's log density before the first iteration, in
-        the search for the affine map, in training and on pilot chains.
-    :ivar pilot_divergences: of the pilot chains.
-    :ivar uses_flow: whether a flow was accepted; otherwise the map is affine.
-    :ivar sampling_gradients: of all chains, warm-up included; None without a run.
-    :ivar divergences: after warm-up.
-    :ivar bfmi: energy Bayesian fraction of missing information of each chain, in the base space;
-        below 0.3 the tails are slow (Betancourt, 2016, arXiv:1604.00695).
-    :ivar jump_acceptance: share of jumps that were accepted; None without jumps.
-    """
-
-    trials: tuple[Trial, ...]
-    ess: float
-    khat: float
-    training_gradients: int
-    pilot_divergences: int
-    uses_flow: bool
-    sampling_gradients: int | None = None
-    divergences: int | None = None
-    bfmi: np.ndarray | None = None
-    jump_acceptance: float | None = None
-
-    def __str__(self) -> str:
-        kind = "flow" if self.uses_flow else "affine map"
-        lines = [
-            f"Learned: {kind}, importance ESS {self.ess:.0%}, k-hat {self.khat:.2f}, "
-            f"{self.training_gradients:,} gradients."
-        ]
-        lines += [f"  {trial}" for trial in self.trials]
-        if self.pilot_divergences:
-            lines.append(f"  {self.pilot_divergences} divergences of pilot chains.")
-        if self.bfmi is not None:
-            lines.append(
-                f"Sampled: {self.sampling_gradients:,} gradients, {self.divergences} divergences, "
-                f"smallest E-BFMI {self.bfmi.min():.2f}."
-            )
-        if self.jump_acceptance is not None:
-            lines.append(f"  {self.jump_acceptance:.0%} of jumps accepted.")
-        return "\n".join(lines)
 
 
 class FlowNUTS(MCMCKernel):
@@ -504,29 +456,13 @@ class FlowNUTS(MCMCKernel):
         :raises ValueError: if nothing was learned yet, or ``mcmc`` ran another kernel.
         """
         learned = self._known()
-        report = FlowNUTSReport(
-            trials=learned.trials,
-            ess=learned.ess,
-            khat=learned.khat,
-            training_gradients=learned.num_gradients,
-            pilot_divergences=learned.pilot_divergences,
-            uses_flow=learned.uses_flow,
-        )
         if mcmc is None:
-            return report
+            return report_of(learned)
         if mcmc.sampler is not self or mcmc.last_state is None:
             raise ValueError("mcmc: expected the `MCMC` that ran this kernel, after its run.")
-        fields = mcmc.get_extra_fields(group_by_chain=True)
-        energy = np.asarray(fields["energy"])
-        jumped = np.asarray(fields["jumped"])
-        num_jumps = jumped.shape[1] // self._jump_every if self._jump_every else 0
-        return dataclasses.replace(
-            report,
-            sampling_gradients=int(np.asarray(mcmc.last_state.num_gradients).sum()),
-            divergences=int(np.asarray(fields["diverging"]).sum()),
-            bfmi=(np.diff(energy, axis=1) ** 2).mean(1) / energy.var(axis=1),
-            jump_acceptance=float(jumped.sum(1).mean() / num_jumps) if num_jumps else None,
-        )
+        names = [name for name, _ in learned.model.space.shapes]
+        run = report_of_run(mcmc, names, self._jump_every)
+        return dataclasses.replace(report_of(learned), run=run)
 
 
 def _same(one: Any, other: Any) -> bool:

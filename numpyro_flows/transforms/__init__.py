@@ -1,8 +1,27 @@
-"""The transforms, one idea per file."""
+"""The layers of flows and their composition, one idea per file.
 
+=============  =================================================================================
+composition    :class:`Chain`, :class:`Scan`, :class:`Stacked`, :class:`MultiScale`,
+               :class:`Inverse`
+contexts       :class:`Conditioned`, :class:`Embedded`
+structures     :class:`Coupling`, :class:`MaskedAutoregressive`, :class:`Elementwise`, each with
+               any map of ``numpyro_flows.elementwise``
+residual       :class:`Planar`, :class:`Sylvester`, :class:`Radial`, :class:`BlockAutoregressive`
+continuous     :class:`Continuous`
+linear         :class:`Permutation`, :class:`DiagonalScale`, :class:`TriangularAffine`,
+               :class:`LULinear`, :class:`DenseLinear`, :class:`Householder`, :class:`Orthogonal`,
+               :class:`ActNorm`
+images         :class:`Squeeze`, :class:`Pixelwise`, :class:`ConvCoupling`
+fixed numbers  :class:`NumPyroTransform`, :class:`Standardized`, :class:`FixedAffine`,
+               :class:`Equalization`
+=============  =================================================================================
+"""
+
+from ..transform import Inverse
 from .autoregressive import MaskedAutoregressive
 from .bnaf import BlockAutoregressive
 from .compose import Chain, Scan, Stacked
+from .context import Conditioned, Embedded
 from .continuous import Continuous, penalized
 from .coupling import Coupling
 from .elementwise import Elementwise
@@ -27,15 +46,18 @@ __all__ = [
     "ActNorm",
     "BlockAutoregressive",
     "Chain",
+    "Conditioned",
     "Continuous",
     "ConvCoupling",
     "Coupling",
     "DenseLinear",
     "DiagonalScale",
     "Elementwise",
+    "Embedded",
     "Equalization",
     "FixedAffine",
     "Householder",
+    "Inverse",
     "LULinear",
     "MaskedAutoregressive",
     "MultiScale",

@@ -1,4 +1,4 @@
-"""The masked autoregressive layer: each coordinate's map is steered by the ones before it."""
+"""The masked autoregressive layer: each coordinate's map depends on those before it."""
 
 import functools
 import itertools
@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..circular import features, mark, num_features
-from ..elementwise import ElementwiseMap, check_map
-from ..nn import ACTIVATIONS, MLP
+from ..elementwise import Conditioner, ElementwiseMap, Encoding, check_map
+from ..nn import ACTIVATIONS
 from ..solve import triangular_root
-from ..transform import ColumnTransform, Fixed
+from ..transform import ColumnTransform
 
 #: Coordinates that the inverse computes between two products of whole matrices.
 BLOCK = 32
@@ -38,7 +37,7 @@ class _Plan(NamedTuple):
     direct: np.ndarray | None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _plan(
     dim: int, widths: tuple[int, ...], parents: Parents | None, context: bool, features: int
 ) -> _Plan:
@@ -129,7 +128,7 @@ class MaskedAutoregressive(ColumnTransform):
 
     g is an elementwise map and :math:`\theta` one masked network (MADE) that returns the
     parameters of all coordinates at once. The Jacobian is triangular. With an affine map this is
-    IAF read forward and MAF read backward (``nf.Inverse``), the fast direction being the forward
+    IAF read forward and MAF read backward (``layer.inv``), the fast direction being the forward
     one: one pass of the network.
 
     The inverse is computed one coordinate at a time, but not with one pass each: the hidden units
@@ -153,11 +152,12 @@ class MaskedAutoregressive(ColumnTransform):
     :param residual: whether these are residual blocks (of equal widths).
     :param context_dim: width of the context, 0 for none.
     :param activation: name of the network's activation.
-    :param order: permutation of ``range(dim)``: the coordinates in the order in which they are
-        steered; the natural order by default.
+    :param order: permutation of ``range(dim)``: the coordinates in the order of their dependence,
+        each on those before it; the natural order by default.
     :param parents: a directed acyclic graph in place of the complete order: for each coordinate
         those that it depends on, or a boolean mask of shape ``(dim, dim)`` whose row i marks them.
-    :param circular: flags of the coordinates that are angles, shape ``(dim,)``; see ``nf.nsf``.
+    :param encoding: how the network reads the coordinates, such as
+        :class:`~numpyro_flows.elementwise.Angles`; as real numbers by default.
     :raises ValueError: for sizes below 1, an order that is no permutation, a graph with a cycle,
         or both an order and a graph.
 
@@ -170,9 +170,8 @@ class MaskedAutoregressive(ColumnTransform):
     """
 
     map: ElementwiseMap
-    conditioner: MLP
+    conditioner: Conditioner
     direct: Array | None
-    circular: Fixed | None
     order: tuple[int, ...] | None = eqx.field(static=True)
     parents: Parents | None = eqx.field(static=True)
 
@@ -188,7 +187,7 @@ class MaskedAutoregressive(ColumnTransform):
         activation: str = "relu",
         order: Sequence[int] | None = None,
         parents: Graph | None = None,
-        circular: Array | None = None,
+        encoding: Encoding | None = None,
     ):
         self._set_sizes(dim, context_dim)
         self.map = check_map(map)
@@ -203,12 +202,13 @@ class MaskedAutoregressive(ColumnTransform):
         if order is not None and sorted(order) != list(range(dim)):
             raise ValueError(f"order: expected a permutation of range({dim}), got {order!r}.")
         self.order = None if order is None else tuple(int(i) for i in order)
-        self.circular = None if circular is None else Fixed(circular)
-        inputs = num_features(dim, circular)
-        net = MLP(
+        if encoding is not None and self.order is not None:
+            encoding = encoding[np.array(self.order)]
+        net = Conditioner(
             key,
-            inputs,
+            dim,
             map.num_params * dim,
+            encoding=encoding,
             hidden=hidden,
             context_size=context_dim,
             activation=activation,
@@ -225,25 +225,22 @@ class MaskedAutoregressive(ColumnTransform):
             net,
             ((*weights, net.weights[-1]), (*biases, net.biases[-1])),
         )
-        self.direct = None if plan.direct is None else jnp.zeros((map.num_params * dim, inputs))
+        self.direct = None if plan.direct is None else jnp.zeros(plan.direct.shape)
+
+    def _inside(self) -> str:
+        return type(self.map).__name__
 
     def _plan(self) -> _Plan:
         net = self.conditioner
         widths = tuple(bias.shape[-1] for bias in net.biases[:-1])
-        twice = 1 if self.circular is None else 2
-        plan = _plan(self.dim, widths, self.parents, self.context_size > 0, twice)
+        features = net.encoding.num_features
+        plan = _plan(self.dim, widths, self.parents, self.context_size > 0, features)
         # The parameters of one coordinate are neighbours among the outputs.
         per_param = functools.partial(np.repeat, repeats=self.map.num_params, axis=0)
         masks = (*plan.masks[:-1], per_param(plan.masks[-1]))
         return plan._replace(
             masks=masks, direct=None if plan.direct is None else per_param(plan.direct)
         )
-
-    def _flags(self) -> Array | None:
-        if self.circular is None:
-            return None
-        flags = self.circular.value
-        return flags if self.order is None else flags[np.array(self.order)]
 
     def _ordered(self, value: Array) -> Array:
         return value if self.order is None else value[np.array(self.order)]
@@ -264,13 +261,13 @@ class MaskedAutoregressive(ColumnTransform):
 
 def _forward(x: Array, args: tuple[MaskedAutoregressive, Any]) -> tuple[Array, Array]:
     layer, context = args
-    plan, flags = layer._plan(), layer._flags()
-    inputs = features(x, flags)
-    params = layer.conditioner(inputs, context, plan.masks)
+    plan, net = layer._plan(), layer.conditioner
+    inputs = net.encoding.read(x)
+    params = net(inputs, context, plan.masks)
     if layer.direct is not None and plan.direct is not None:
         params = params + (layer.direct * plan.direct) @ inputs
     params = params.reshape(layer.dim, layer.map.num_params, -1).swapaxes(0, 1)
-    return layer.map.forward_and_log_det(x, mark(layer.map, params, flags))
+    return layer.map.forward_and_log_det(x, net.encoding.mark(layer.map, params))
 
 
 def _windows(
@@ -293,7 +290,7 @@ def _solve(y: Array, args: tuple[MaskedAutoregressive, Any]) -> Array:
     product, made when the block begins, so that a step reads no more than its own block.
     """
     layer, context = args
-    net, plan, flags = layer.conditioner, layer._plan(), layer._flags()
+    net, plan = layer.conditioner, layer._plan()
     act, n, dtype = ACTIVATIONS[net.activation], layer.map.num_params, y.dtype
     *weights, last = (w * m.astype(dtype) for w, m in zip(net.weights, plan.masks, strict=True))
     outputs = [last]
@@ -367,11 +364,11 @@ def _solve(y: Array, args: tuple[MaskedAutoregressive, Any]) -> Array:
             params = pick(last_before, j * n, n)
             for (_, weight), source in zip(ends, ([inputs, *hidden][-1], inputs), strict=False):
                 params = params + pick(weight, j * n, n) @ source.reshape(-1, num_rows)
-            flag = None if flags is None else pick(flags, i, 1)
+            encoding = net.encoding.at(i)
             x_i, _ = layer.map.inverse_and_log_det(
-                pick(y, i, 1), mark(layer.map, params[:, None], flag)
+                pick(y, i, 1), encoding.mark(layer.map, params[:, None])
             )
-            inputs = put(inputs, features(x_i, flag)[:, None], j, 1)
+            inputs = put(inputs, encoding.read(x_i)[:, None], j, 1)
             return put(x, x_i, i), inputs, sums, hidden
 
         parts_of_block = (
@@ -387,7 +384,7 @@ def _solve(y: Array, args: tuple[MaskedAutoregressive, Any]) -> Array:
             [put(h, p, at[0], 1) for h, p, at in zip(hidden, new_hidden, units, strict=True)],
         )
 
-    inputs = jnp.zeros((num_features(1, flags), dim, num_rows), dtype)
+    inputs = jnp.zeros((net.encoding.num_features, dim, num_rows), dtype)
     sums = [jnp.zeros((width, num_rows), dtype) for width in widths] if net.residual else []
     hidden = [jnp.zeros((1, width, num_rows), dtype) for width in widths]
     state = jnp.zeros_like(y), inputs, sums, hidden

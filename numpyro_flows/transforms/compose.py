@@ -1,8 +1,7 @@
 """Composition: a chain of parts, a scan over layers of one structure, independent copies."""
 
-import abc
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -14,30 +13,10 @@ from numpyro.distributions.constraints import Constraint
 from ..checks import check_size
 from ..transform import FlowTransform, Wrapper, in_columns
 
-
-class _Composition(FlowTransform):
-    """What compositions share: every method of the contract is one way through the parts."""
-
-    @abc.abstractmethod
-    def _through(
-        self, value: Array, context: Array | None, forward: bool, kind: str
-    ) -> tuple[Array, Array]:
-        """All parts in turn, each by its method ``forward`` or ``inverse`` plus ``kind``."""
-
-    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(x, context, True, "_and_log_det")
-
-    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(y, context, False, "_and_log_det")
-
-    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(x, context, True, "_columns")
-
-    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        return self._through(y, context, False, "_columns")
+Step: TypeAlias = Callable[[Array, Array | None], tuple[Array, Array]]
 
 
-class Chain(_Composition):
+class Chain(FlowTransform):
     r"""Composition :math:`y = T_n(\dots T_1(x))`, log-determinants added up.
 
     The context goes to the parts that take one. Cost: the sum of the parts' costs; compile time
@@ -50,8 +29,8 @@ class Chain(_Composition):
 
     >>> import jax, numpyro_flows as nf
     >>> t = nf.realnvp(jax.random.key(0), 2).transform
-    >>> nf.Chain([t, t.inv]).event_shape
-    (2,)
+    >>> nf.transforms.Chain([t, t.inv])
+    Chain(8 x Coupling(Affine) -> Inverse(8 x Coupling(Affine)), event_shape=(2,), parameters=70688)
     """
 
     parts: tuple[FlowTransform, ...]
@@ -64,7 +43,8 @@ class Chain(_Composition):
             if not isinstance(part, FlowTransform):
                 raise TypeError(
                     f"Chain: expected FlowTransforms, got {type(part).__name__}. "
-                    "Wrap a NumPyro transform as `nf.NumPyroTransform(transform, event_shape)`."
+                    "Wrap a NumPyro transform as "
+                    "`nf.transforms.NumPyroTransform(transform, event_shape)`."
                 )
         for first, second in zip(self.parts, self.parts[1:], strict=False):
             if first.out_shape != second.event_shape:
@@ -77,6 +57,13 @@ class Chain(_Composition):
             raise ValueError(
                 f"Chain: the parts expect contexts of different widths {sorted(widths)}."
             )
+
+    @property
+    def outline(self) -> str:
+        return self._inside()
+
+    def _inside(self) -> str:
+        return " -> ".join(part.outline for part in self.parts)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -99,22 +86,38 @@ class Chain(_Composition):
         return self.parts[-1].codomain
 
     def _through(
-        self, value: Array, context: Array | None, forward: bool, kind: str
+        self,
+        parts: Iterable[FlowTransform],
+        step_of: Callable[[FlowTransform], Step],
+        value: Array,
+        context: Array | None,
     ) -> tuple[Array, Array]:
+        """The parts in turn, each by one of its methods."""
         total: Array | float = 0.0
-        for part in self.parts if forward else reversed(self.parts):
-            step = getattr(part, ("forward" if forward else "inverse") + kind)
-            value, log_det = step(value, context if part.context_dim else None)
+        for part in parts:
+            value, log_det = step_of(part)(value, context if part.context_dim else None)
             total = total + log_det
         return value, jnp.asarray(total)
 
-    def _initialized(
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(self.parts, lambda part: part.forward_and_log_det, x, context)
+
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(self.parts[::-1], lambda part: part.inverse_and_log_det, y, context)
+
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(self.parts, lambda part: part.forward_columns, x, context)
+
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(self.parts[::-1], lambda part: part.inverse_columns, y, context)
+
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         order = 1 if forward else -1
         parts = []
         for part in self.parts[::order]:
-            part, value = part._initialized(value, context if part.context_dim else None, forward)
+            part, value = part.initialized(value, context if part.context_dim else None, forward)
             parts.append(part)
         return Chain(parts[::order]), value
 
@@ -142,7 +145,7 @@ def _permuted(value: Array, orders: Any, axis: int) -> Array:
 LARGE, FEW = 2**16, 8
 
 
-class Scan(_Composition):
+class Scan(FlowTransform):
     r"""Equal layers, each followed by a permutation: :math:`y = P_n T_n \dots P_1 T_1(x)`.
 
     The layers are one transform whose leaves carry a leading layer axis, and run under
@@ -197,6 +200,21 @@ class Scan(_Composition):
                 )
 
     @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        if self.permutations is not None:
+            return len(self.permutations)
+        return max(len(leaf) for leaf in jax.tree.leaves(self.layers))
+
+    @property
+    def outline(self) -> str:
+        return self._inside()
+
+    def _inside(self) -> str:
+        layer = self.layers.outline
+        return f"{self.num_layers} x {f'({layer})' if ' -> ' in layer else layer}"
+
+    @property
     def event_shape(self) -> tuple[int, ...]:
         return self.layers.event_shape
 
@@ -231,13 +249,19 @@ class Scan(_Composition):
         last = np.array(self.permutations[-1])
         return _permuted(value, (last, np.argsort(last)), axis)
 
-    def _through(
-        self, value: Array, context: Array | None, forward: bool, kind: str
-    ) -> tuple[Array, Array]:
-        if kind != "_columns":
-            step_in = self.forward_columns if forward else self.inverse_columns
-            return in_columns(step_in, value, context, len(self.event_shape))
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return in_columns(self.forward_columns, x, context, len(self.event_shape))
 
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return in_columns(self.inverse_columns, y, context, len(self.event_shape))
+
+    def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(x, context, True)
+
+    def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._through(y, context, False)
+
+    def _through(self, value: Array, context: Array | None, forward: bool) -> tuple[Array, Array]:
         def step(carry, scanned):
             value, total = carry
             layer, orders = scanned
@@ -251,12 +275,12 @@ class Scan(_Composition):
         )
         return self._ordered(value, forward, 0), total
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         def step(value, scanned):
             layer, orders = scanned
-            layer, value = layer._initialized(_permuted(value, orders, -1), context, forward)
+            layer, value = layer.initialized(_permuted(value, orders, -1), context, forward)
             return value, layer
 
         value, layers = jax.lax.scan(step, value, self._steps(forward), reverse=not forward)

@@ -11,7 +11,8 @@ import numpy as np
 from jax import Array
 
 from ..checks import check_key, check_size
-from ..transform import ColumnTransform, Fixed
+from ..parts import Fixed
+from ..transform import ColumnTransform
 
 _ADJOINTS: Final[dict[str, Callable[[], diffrax.AbstractAdjoint]]] = {
     "checkpoint": diffrax.RecursiveCheckpointAdjoint,
@@ -185,9 +186,8 @@ class Continuous(ColumnTransform):
         """What the log-determinant is, if not exact."""
         return "" if self.trace == "exact" else "estimate"
 
-    def __repr__(self) -> str:
-        estimate = " (its log-determinant is an estimate)" if self.inexact else ""
-        return f"Continuous(dim={self.dim}, trace={self.trace!r}{estimate}, solver={self.solver!r})"
+    def _inside(self) -> str:
+        return f"trace={self.trace!r}, solver={self.solver!r}"
 
     def _check_field(self) -> None:
         z, context = jnp.zeros(self.dim), jnp.zeros(self.context_dim) if self.context_dim else None

@@ -1,14 +1,12 @@
-"""The coupling layer: half of the coordinates pass, and steer an elementwise map of the rest."""
+"""The coupling layer: half of the coordinates determine an elementwise map of the others."""
 
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import Array
 
-from ..circular import features, mark, num_features
-from ..elementwise import ElementwiseMap, check_map
-from ..nn import MLP
-from ..transform import ColumnTransform, Fixed
+from ..elementwise import Conditioner, ElementwiseMap, Encoding, check_map
+from ..transform import ColumnTransform
 
 
 class Coupling(ColumnTransform):
@@ -31,7 +29,8 @@ class Coupling(ColumnTransform):
     :param context_dim: width of the context, 0 for none.
     :param activation: name of the network's activation.
     :param residual: whether the hidden layers are residual blocks (of equal widths).
-    :param circular: flags of the coordinates that are angles, shape ``(dim,)``; see ``nf.nsf``.
+    :param encoding: how the network reads the coordinates, such as
+        :class:`~numpyro_flows.elementwise.Angles`; as real numbers by default.
     :raises ValueError: for sizes below 1 or an unknown activation.
 
     >>> import jax, jax.numpy as jnp
@@ -43,8 +42,7 @@ class Coupling(ColumnTransform):
     """
 
     map: ElementwiseMap
-    conditioner: MLP
-    circular: Fixed | None
+    conditioner: Conditioner
 
     def __init__(
         self,
@@ -56,29 +54,31 @@ class Coupling(ColumnTransform):
         context_dim: int = 0,
         activation: str = "relu",
         residual: bool = False,
-        circular: Array | None = None,
+        encoding: Encoding | None = None,
     ):
         self._set_sizes(dim, context_dim)
         self.map = check_map(map)
-        self.circular = None if circular is None else Fixed(circular)
         passing = dim // 2
-        self.conditioner = MLP(
+        self.conditioner = Conditioner(
             key,
-            num_features(passing, circular),
+            passing,
             map.num_params * (dim - passing),
+            encoding=encoding,
             hidden=hidden,
             context_size=context_dim,
             activation=activation,
             residual=residual,
         )
 
+    def _inside(self) -> str:
+        return type(self.map).__name__
+
     def _couple(self, step, value: Array, context: Array | None) -> tuple[Array, Array]:
-        half = self.dim // 2
+        half, net = self.dim // 2, self.conditioner
         passing, moving = value[:half], value[half:]
-        flags = None if self.circular is None else self.circular.value
-        seen, kinds = (None, None) if flags is None else (flags[:half], flags[half:])
-        params = self.conditioner(features(passing, seen), context)
-        params = mark(self.map, params.reshape(self.map.num_params, *moving.shape), kinds)
+        params = net(net.encoding[:half].read(passing), context)
+        params = params.reshape(self.map.num_params, *moving.shape)
+        params = net.encoding[half:].mark(self.map, params)
         moved, log_det = step(moving, params)
         return jnp.concatenate([passing, moved]), log_det.sum(0)
 

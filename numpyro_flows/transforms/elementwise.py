@@ -33,9 +33,10 @@ class Elementwise(ColumnTransform):
     >>> import jax, numpyro_flows as nf
     >>> from numpyro_flows.elementwise import HeavyTail
     >>> flow = nf.realnvp(jax.random.key(0), 3)
-    >>> tails = nf.Elementwise(jax.random.key(1), 3, HeavyTail())
-    >>> nf.FlowDistribution(flow.base_dist, nf.Chain([flow.transform, tails]))
-    FlowDistribution(Independent -> Chain, batch_shape=(), event_shape=(3,))
+    >>> tails = nf.transforms.Elementwise(jax.random.key(1), 3, HeavyTail())
+    >>> nf.FlowDistribution(flow.base_dist, nf.transforms.Chain([flow.transform, tails]))
+    FlowDistribution(Normal -> 8 x Coupling(Affine) -> Elementwise(HeavyTail), batch_shape=(),
+                     event_shape=(3,), parameters=36390)
     """
 
     map: ElementwiseMap
@@ -60,6 +61,9 @@ class Elementwise(ColumnTransform):
             hidden=hidden,
             activation=activation,
         )
+
+    def _inside(self) -> str:
+        return type(self.map).__name__
 
     def _apply(self, step, value: Array, context: Array | None) -> tuple[Array, Array]:
         params = self.params(context).reshape(self.map.num_params, self.dim, -1)

@@ -12,7 +12,8 @@ from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import sum_rightmost
 
 from ..nn import full_product
-from ..transform import ColumnTransform, Fixed, FlowTransform, Wrapper
+from ..parts import Fixed
+from ..transform import ColumnTransform, FlowTransform, Wrapper
 
 
 def _widen(constraint: Constraint, ndim: int) -> Constraint:
@@ -56,9 +57,12 @@ class NumPyroTransform(FlowTransform):
                 raise TypeError(
                     f"{type(transform).__name__}: expected floating arrays in it, got one of dtype "
                     f"{jnp.result_type(leaf)}. Write bounds as floats; permutations go into "
-                    "`nf.Scan`."
+                    "`nf.transforms.Scan`."
                 )
         self.transform = Fixed(jax.tree.map(lambda leaf: jnp.asarray(leaf, float), transform))
+
+    def _inside(self) -> str:
+        return type(self.transform.value).__name__
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -166,16 +170,16 @@ class Standardized(Wrapper):
         x, log_det = self.transform.inverse_and_log_det(y, self.standardize_context(context))
         return x, log_det - self.log_det
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         context = self.standardize_context(context)
         if forward:
-            transform, value = self.transform._initialized(value, context, True)
+            transform, value = self.transform.initialized(value, context, True)
             value = self.loc.value + self.scale.value * value
         else:
             value = (value - self.loc.value) / self.scale.value
-            transform, value = self.transform._initialized(value, context, False)
+            transform, value = self.transform.initialized(value, context, False)
         return eqx.tree_at(lambda t: t.transform, self, transform), value
 
 

@@ -1,4 +1,4 @@
-"""Histogram equalisation: a fixed map between normal numbers and grey levels as they are spread."""
+"""Histogram equalisation: a fixed map from normal numbers to grey levels, by their quantiles."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.constraints import Constraint
 
-from ..transform import Fixed, FlowTransform
+from ..parts import Fixed
+from ..transform import FlowTransform
 
 
 class Equalization(FlowTransform):

@@ -71,7 +71,8 @@ class Pixelwise(ImageTransform):
     :raises ValueError: for a transform of other events or with a context, or sizes below 1.
 
     >>> import jax.numpy as jnp, numpyro_flows as nf
-    >>> Pixelwise(nf.LULinear(3), 4, 4).forward_and_log_det(jnp.ones((5, 4, 4, 3)))[1].shape
+    >>> layer = Pixelwise(nf.transforms.LULinear(3), 4, 4)
+    >>> layer.forward_and_log_det(jnp.ones((5, 4, 4, 3)))[1].shape
     (5,)
     """
 
@@ -87,6 +88,9 @@ class Pixelwise(ImageTransform):
         self.transform = transform
         self._set_shape((height, width, event[0]))
 
+    def _inside(self) -> str:
+        return self.transform.outline
+
     def _apply(self, step, value: Array) -> tuple[Array, Array]:
         result, log_det = step(value.reshape(len(value), -1))
         return result.reshape(value.shape), log_det.reshape(-1, value.shape[-1]).sum(0)
@@ -97,16 +101,16 @@ class Pixelwise(ImageTransform):
     def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return self._apply(self.transform.inverse_columns, y)
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         rows = value.reshape(-1, value.shape[-1])
-        transform, rows = self.transform._initialized(rows, None, forward)
+        transform, rows = self.transform.initialized(rows, None, forward)
         return eqx.tree_at(lambda t: t.transform, self, transform), rows.reshape(value.shape)
 
 
 class ConvCoupling(ImageTransform):
-    r"""Coupling layer of images: some numbers pass, and a convolutional network steers the others.
+    r"""Coupling layer of images: some numbers pass and determine a map of the others.
 
     :math:`y_A = x_A`, :math:`y_B = g(x_B; \theta(x_A, c))` with an elementwise map g and a
     :class:`~numpyro_flows.convnet.ConvNet`. With the mask ``"channel"``, A is the first ``C // 2``
@@ -188,6 +192,9 @@ class ConvCoupling(ImageTransform):
             position=position,
             activation=activation,
         )
+
+    def _inside(self) -> str:
+        return type(self.map).__name__
 
     def _params(self, passing: Array, shape: tuple[int, ...], context: Array | None) -> Array:
         if self.context_channels and context is not None:

@@ -55,7 +55,7 @@ class Permutation(_Linear):
     r"""Permutation :math:`y_i = x_{p_i}`, fixed, log-determinant 0.
 
     It has no parameters and is static: transforms with different permutations are different
-    programs. ``nf.Scan`` permutes between its layers by itself.
+    programs. ``nf.transforms.Scan`` permutes between its layers by itself.
 
     :param permutation: the indices p, a permutation of ``range(dim)``; the reversal is
         ``Permutation(range(dim)[::-1])``. x and y have shape ``(*batch, dim)``.

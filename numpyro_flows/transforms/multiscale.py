@@ -29,7 +29,7 @@ class MultiScale(FlowTransform):
     :raises ValueError: for no levels, or shapes that do not fit together.
 
     >>> import jax.numpy as jnp, numpyro_flows as nf
-    >>> coarse, fine = nf.Squeeze((4, 4, 2)).inv, nf.Squeeze((8, 8, 1)).inv
+    >>> coarse, fine = nf.transforms.Squeeze((4, 4, 2)).inv, nf.transforms.Squeeze((8, 8, 1)).inv
     >>> MultiScale([coarse, fine])(jnp.ones((5, 64))).shape
     (5, 8, 8, 1)
     """
@@ -59,6 +59,9 @@ class MultiScale(FlowTransform):
             raise ValueError(
                 f"MultiScale: the levels expect contexts of different widths {sorted(widths)}."
             )
+
+    def _inside(self) -> str:
+        return ", ".join(level.outline for level in self.levels)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -103,7 +106,7 @@ class MultiScale(FlowTransform):
     def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
         return in_columns(self.inverse_columns, y, context, event_ndim=3)
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         levels, n = [], len(value)
@@ -116,14 +119,14 @@ class MultiScale(FlowTransform):
                 fresh = value[:, start:end].T.reshape(channels - kept, width, height, n).T
                 image = jnp.concatenate([image, fresh], axis=-1)
                 seen = context if level.context_dim else None
-                level, image = level._initialized(image, seen, True)
+                level, image = level.initialized(image, seen, True)
                 levels.append(level)
                 start = end
             return MultiScale(levels), image
         shares = []
         for level, kept in zip(self.levels[::-1], self._kept()[::-1], strict=True):
             seen = context if level.context_dim else None
-            level, value = level._initialized(value, seen, False)
+            level, value = level.initialized(value, seen, False)
             levels.append(level)
             shares.append(value[..., kept:].T.reshape(-1, n))
             value = value[..., :kept]

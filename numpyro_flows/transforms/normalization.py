@@ -1,4 +1,4 @@
-"""Normalisation by numbers taken from data: the layer that ``nf.initialize`` sets."""
+"""Activation normalisation: a scale and a shift per channel, set from data by ``nf.initialize``."""
 
 import math
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class ActNorm(FlowTransform):
     def _as_columns(self, numbers: Array) -> Array:
         return numbers.reshape(-1, *(1,) * len(self.shape))
 
-    def _initialized(
+    def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
         axes = tuple(range(value.ndim - 1))
@@ -88,4 +88,4 @@ class ActNorm(FlowTransform):
         set_ = eqx.tree_at(
             lambda t: (t.log_scale, t.shift), self, tuple(n.astype(dtype) for n in numbers)
         )
-        return FlowTransform._initialized(set_, value, context, forward)
+        return FlowTransform.initialized(set_, value, context, forward)

@@ -1,9 +1,8 @@
-"""Angles beside real coordinates: supports per coordinate, their base, and what layers need.
+"""Vectors with a support for each coordinate: the constraint, its bijection, the base distribution.
 
-A circular coordinate stays on the circle through the whole flow: its base is uniform on
-[-pi, pi), its elementwise maps are circular, and networks see its cosine and sine. Which
-coordinates are angles is a float flag per coordinate, 1 or 0, fixed but an array: permuted layers
-of one scan then differ in their flags and not in their structure.
+An angle stays on the circle through the whole flow: its base is uniform on [-pi, pi), its
+elementwise maps are circular, and conditioners read its cosine and sine
+(:class:`~numpyro_flows.elementwise.Angles`).
 """
 
 import math
@@ -18,77 +17,6 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import IdentityTransform, Transform
 
 from .checks import check_key
-from .elementwise import ElementwiseMap
-
-
-def features(x: Array, flags: Array | None) -> Array:
-    """What a network sees of ``(n, rows)`` coordinates: angles enter as cosine and sine.
-
-    ``(2 n, rows)`` with flags of shape ``(n,)``, real coordinates beside zeros; x itself without.
-    """
-    if flags is None:
-        return x
-    angle = flags[:, None] > 0
-    return jnp.concatenate(
-        [jnp.where(angle, jnp.cos(x), x), jnp.where(angle, jnp.sin(x), jnp.zeros_like(x))]
-    )
-
-
-def num_features(n: int, flags: Array | None) -> int:
-    """Number of rows that :func:`features` returns."""
-    return n if flags is None else 2 * n
-
-
-class ByKind(ElementwiseMap):
-    """One elementwise map for real coordinates and another for angles.
-
-    The kind of a coordinate is the last row of its parameters (see :func:`mark`). Both maps are
-    computed, at the cost of both, so that layers of one scan may differ in which coordinates are
-    angles.
-
-    :param real: map of the real coordinates.
-    :param circular: map of the circle [-pi, pi) onto itself.
-    """
-
-    real: ElementwiseMap
-    circular: ElementwiseMap
-
-    @property
-    def num_params(self) -> int:
-        return max(self.real.num_params, self.circular.num_params)
-
-    def _choose(
-        self, angle: Array, real: tuple[Array, Array], circular: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        return jnp.where(angle, circular[0], real[0]), jnp.where(angle, circular[1], real[1])
-
-    def _parts(self, params: Array) -> tuple[Array, Array, Array]:
-        n, m = self.real.num_params, self.circular.num_params
-        return params[-1] > 0, params[:n], params[:m]
-
-    def forward_and_log_det(self, x: Array, params: Array) -> tuple[Array, Array]:
-        angle, real, circular = self._parts(params)
-        return self._choose(
-            angle,
-            self.real.forward_and_log_det(x, real),
-            self.circular.forward_and_log_det(x, circular),
-        )
-
-    def inverse_and_log_det(self, y: Array, params: Array) -> tuple[Array, Array]:
-        angle, real, circular = self._parts(params)
-        return self._choose(
-            angle,
-            self.real.inverse_and_log_det(y, real),
-            self.circular.inverse_and_log_det(y, circular),
-        )
-
-
-def mark(map: ElementwiseMap, params: Array, flags: Array | None) -> Array:
-    """Parameters ``(num_params, n, rows)`` as the map reads them: ``ByKind`` has a row of flags."""
-    if flags is None or not isinstance(map, ByKind):
-        return params
-    row = jnp.broadcast_to(flags[None, :, None], (1, *params.shape[1:])).astype(params.dtype)
-    return jnp.concatenate([params, row])
 
 
 class PerCoordinate(Constraint):

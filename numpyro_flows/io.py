@@ -14,31 +14,25 @@ import io
 import json
 import math
 import os
+import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Final, TypeAlias, TypeVar
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import distributions
-from numpyro.distributions import Distribution, constraints, transforms
+from numpyro.distributions import Distribution, TransformedDistribution, constraints, transforms
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 
-from .augmented import AugmentedFlow
-from .dequantization import Dequantized
-from .distribution import FlowDistribution
-from .files import written_whole
-from .transform import FlowTransform
-
 _FORMAT: Final = "numpyro_flows"
 _VERSION: Final = 1
-
-# What a file holds.
-Flow: TypeAlias = FlowDistribution | AugmentedFlow | FlowTransform | Dequantized
 
 _Class = TypeVar("_Class", bound=type)
 _registered: dict[str, type] = {}
@@ -85,14 +79,29 @@ def register(cls: _Class) -> _Class:
     return cls
 
 
-def save(path: str | os.PathLike[str], flow: Flow) -> None:
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A fresh file name beside ``path`` that takes its place when the block ends well.
+
+    Whoever is killed or fails while writing leaves the previous file as it was.
+    """
+    target = Path(os.fsdecode(path)).resolve()
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: str | os.PathLike[str], flow: Any) -> None:
     """Write a flow or a transform to a file, its configuration and its parameters.
 
     An existing file is replaced only once the new one is complete.
 
     :param path: name of the file, used as it is; there is no customary suffix.
-    :param flow: a ``FlowDistribution``, ``AugmentedFlow``, ``FlowTransform`` or ``Dequantized`` of
-        this package's classes, NumPyro's, and those given to :func:`register`.
+    :param flow: a ``FlowDistribution``, ``AugmentedFlow``, ``FlowTransform`` or ``Dequantized``,
+        made of this package's classes, NumPyro's, and those given to :func:`register`.
     :raises TypeError: for anything else, or if the flow holds something that is not data
         (a function, an instance of an unregistered class, a tracer).
 
@@ -103,10 +112,8 @@ def save(path: str | os.PathLike[str], flow: Flow) -> None:
     >>> bool(load(path).transform.eq(flow.transform))
     True
     """
-    if not isinstance(flow, Flow):
-        raise TypeError(
-            f"save: expected a FlowDistribution or a FlowTransform, got {type(flow).__name__}."
-        )
+    if not (_is_own(type(flow)) or isinstance(flow, eqx.Module)):
+        raise TypeError(f"save: expected a flow or a transform, got {type(flow).__name__}.")
     arrays: dict[str, np.ndarray] = {}
     tree = _encode(flow, "", arrays)
     config = {"format": _FORMAT, "version": _VERSION, "flow": tree}
@@ -117,7 +124,7 @@ def save(path: str | os.PathLike[str], flow: Flow) -> None:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def load(path: str | os.PathLike[str]) -> Flow:
+def load(path: str | os.PathLike[str]) -> Any:
     """Read what :func:`save` wrote. Runs nothing from the file.
 
     :param path: name of the file.
@@ -130,7 +137,8 @@ def load(path: str | os.PathLike[str]) -> Flow:
     >>> path = os.path.join(tempfile.mkdtemp(), "flow")
     >>> save(path, nf.nice(jax.random.key(0), 2))
     >>> load(path)
-    FlowDistribution(Independent -> Chain, batch_shape=(), event_shape=(2,))
+    FlowDistribution(Normal -> 8 x Coupling(Shift) -> DiagonalScale, batch_shape=(),
+                     event_shape=(2,), parameters=34826)
     """
     name = os.fsdecode(path)
     with open(name, "rb") as file:
@@ -160,8 +168,18 @@ def _find(kind: str, name: str) -> type | None:
     cls = namespace.get(name)
     if isinstance(cls, type) and issubclass(cls, base):
         return cls
-    own = (c for c in _subclasses(base) if c.__module__.partition(".")[0] == __package__)
-    return next((c for c in own if c.__name__ == name), None)
+    return next((c for c in _subclasses(base) if c.__name__ == name and _is_own(c)), None)
+
+
+def _is_own(cls: type) -> bool:
+    """Whether a class is this package's or registered: what may be the root of a file."""
+    package = cls.__module__.partition(".")[0]
+    return package == __package__ or _registered.get(cls.__name__) is cls
+
+
+def _has_one_transform(cls: type) -> bool:
+    """Whether NumPyro keeps the transform of this distribution in a list."""
+    return _is_own(cls) and issubclass(cls, TransformedDistribution)
 
 
 def _fields(value: Any, kind: str) -> dict[str, Any]:
@@ -173,7 +191,7 @@ def _fields(value: Any, kind: str) -> dict[str, Any]:
         # NumPyro collects the names in sets, whose order differs between processes.
         names = {*cls.gather_pytree_data_fields(), *cls.gather_pytree_aux_fields()}
         fields = {name: vars(value).get(name) for name in sorted(names)}
-        if issubclass(cls, FlowDistribution):
+        if _has_one_transform(cls):
             (fields["transform"],) = fields.pop("transforms")
         return fields
     children, (names, aux) = cls.tree_flatten(value)
@@ -184,7 +202,7 @@ def _build(kind: str, cls: Any, fields: dict[str, Any]) -> Any:
     """Undo :func:`_fields`."""
     value = object.__new__(cls)
     state = dict(fields)
-    if issubclass(cls, FlowDistribution):
+    if _has_one_transform(cls):
         state["transforms"] = [state.pop("transform")]
     if kind == "distribution":
         # None stands for an attribute that was never set; the class has its own default for it.
@@ -246,7 +264,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     raise _refuse(value, path)
 
 
-def _read(archive: zipfile.ZipFile) -> Flow:
+def _read(archive: zipfile.ZipFile) -> Any:
     config = json.loads(archive.read("config.json"))
     if config["format"] != _FORMAT:
         raise ValueError(f"expected the format {_FORMAT!r}, got {config['format']!r}.")
@@ -256,10 +274,8 @@ def _read(archive: zipfile.ZipFile) -> Flow:
             "Upgrade numpyro_flows to read it."
         )
     flow = _decode(config["flow"], archive)
-    if not isinstance(flow, Flow):
-        raise ValueError(
-            f"expected a FlowDistribution or a FlowTransform, got {type(flow).__name__}."
-        )
+    if not _is_own(type(flow)):
+        raise ValueError(f"expected a flow or a transform, got {type(flow).__name__}.")
     return flow
 
 

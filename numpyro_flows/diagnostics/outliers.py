@@ -1,4 +1,4 @@
-"""Out of distribution: tests of whether data are what a flow was trained on.
+"""Tests for data out of distribution: whether data are like those a flow was trained on.
 
 A high likelihood alone says little: a flow trained on clothes gives digits, and one trained on
 digits gives a blank page, a higher likelihood than its own data. Typical data have likelihoods
@@ -17,8 +17,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from scipy import stats
 
-from .checks import check_key, check_size
-from .dequantization import Dequantized, bits_per_dim, check_integers
+from ..checks import check_integers, check_key, check_size
+from .bits import DiscreteModel, bits_per_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def latent_chi_square(z: ArrayLike) -> np.ndarray:
 
 
 def likelihood_ratio(
-    key: Array, model: Dequantized, background: Dequantized, x: ArrayLike, context=None
+    key: Array, model: DiscreteModel, background: DiscreteModel, x: ArrayLike, context=None
 ) -> np.ndarray:
     r"""How much likelier x is under a model than under one of its background, nats per event.
 

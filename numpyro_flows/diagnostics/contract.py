@@ -1,11 +1,11 @@
-"""Trust: :func:`check_transform`, PSIS diagnostics, and tests for data out of distribution."""
+"""Checks of a transform against its contract, with automatic differentiation as the judge."""
 
 import contextlib
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,39 +15,10 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Normal, TransformedDistribution
 from numpyro.distributions.transforms import Transform
 
-from .checks import check_event_shape, check_float
-from .distribution import FlowDistribution, leaf_names
-from .outliers import (
-    Typicality,
-    auroc,
-    latent_chi_square,
-    likelihood_ratio,
-    perturb_levels,
-    typicality,
-)
-from .transform import Conditioned, FlowTransform
-from .transforms import NumPyroTransform
-
-__all__ = [
-    "Check",
-    "Report",
-    "TransformError",
-    "Typicality",
-    "auroc",
-    "check_transform",
-    "importance_ess",
-    "latent_chi_square",
-    "likelihood_ratio",
-    "log_evidence",
-    "perturb_levels",
-    "psis",
-    "psis_khat",
-    "typicality",
-]
-
-
-#: Importance ESS from which weights are nearly equal, and their tail is noise.
-NEARLY_EQUAL: Final = 0.95
+from ..checks import check_event_shape, check_float
+from ..distribution import FlowDistribution, leaf_names
+from ..transform import FlowTransform
+from ..transforms import Conditioned, NumPyroTransform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +109,7 @@ def check_transform(
             f"x: expected shape (n, *{transform.event_shape}) with n at least 2, got {x.shape}."
         )
     context = jax.tree.map(jnp.asarray, context)
-    transform.read_context(context)  # to hear of a wrong one here
+    transform.read_context(context)  # raises where the context does not fit
     if tolerance is None:
         tolerance = 1e-9 if x.dtype == jnp.float64 else 1e-4
     checks: list[Check] = []
@@ -402,87 +373,3 @@ def _refusals(transform, x, context, tolerance) -> list[Check]:
             refuses("a context of wrong width", lambda: transform.forward_and_log_det(x, wide)),
         ]
     return checks
-
-
-def psis(log_weights: ArrayLike) -> tuple[np.ndarray, float]:
-    r"""Pareto-smoothed log importance weights and their Pareto shape :math:`\hat k`.
-
-    The largest weights are replaced by quantiles of a generalised Pareto distribution fitted to
-    them.
-
-    :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
-    :return: the smoothed weights, normalised, same shape, and :math:`\hat k`: both ``nan`` where a
-        weight is not finite; ``-inf`` where the weights are nearly equal and tied, so that there is
-        no tail to fit, and ``inf`` where there is one that is too short.
-
-    Source: Vehtari et al. (2024), arXiv:1507.02646; computed by ArviZ.
-    """
-    log_weights = np.asarray(log_weights, dtype=float)
-    if not np.isfinite(log_weights).all():
-        return np.full_like(log_weights, np.nan), float("nan")
-    try:
-        # ArviZ 1: arrays are served by arviz-stats, which it is built on.
-        from arviz_stats.base import array_stats
-
-        smoothed, khat = array_stats.psislw(log_weights)
-    except ImportError:
-        import arviz
-
-        smoothed, khat = arviz.psislw(log_weights)
-    # ArviZ says inf where fewer than five weights lie above the tail's beginning.
-    if np.isposinf(khat) and importance_ess(log_weights) >= NEARLY_EQUAL:
-        khat = -np.inf
-    return np.asarray(smoothed), float(khat)
-
-
-def psis_khat(log_weights: ArrayLike) -> float:
-    r"""Pareto shape :math:`\hat k` of importance weights, by Pareto-smoothed importance sampling.
-
-    Below 0.7 the weighted draws are reliable; above, the guide misses mass that matters. When all
-    weights are nearly equal the tail is noise and :math:`\hat k` with it: see
-    :func:`importance_ess`.
-
-    :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
-    :return: the shape; ``-inf`` where the weights are nearly equal and tied, ``nan`` where one is
-        not finite.
-
-    Source: Vehtari et al. (2024), arXiv:1507.02646; computed by ArviZ.
-
-    >>> import numpy as np
-    >>> bool(psis_khat(np.random.default_rng(0).normal(0, 0.1, 1000)) < 0.7)
-    True
-    """
-    return psis(log_weights)[1]
-
-
-def log_evidence(log_weights: ArrayLike) -> tuple[float, float]:
-    r"""Log evidence :math:`\log \frac1n \sum_i w_i` and its standard error.
-
-    The error is that of the delta method, :math:`\mathrm{sd}(w) / (\sqrt n \, \bar w)`; it can be
-    believed where :func:`psis_khat` is below 0.5, where the weights have a variance.
-
-    :param log_weights: log importance weights, shape ``(num_samples,)``, with their constant.
-
-    >>> log_evidence([1.0, 1.0])
-    (1.0, 0.0)
-    """
-    log_weights = np.asarray(log_weights, dtype=float)
-    largest = log_weights.max()
-    weights = np.exp(log_weights - largest)
-    error = weights.std() / weights.mean() / len(weights) ** 0.5
-    return float(largest + np.log(weights.mean())), float(error)
-
-
-def importance_ess(log_weights: ArrayLike) -> float:
-    r"""Effective sample size :math:`(\sum w)^2 / (n \sum w^2)` of importance weights, in (0, 1].
-
-    :param log_weights: log importance weights, shape ``(num_samples,)``, up to a constant.
-
-    Source: Kong (1992); 1 means that the guide is the posterior.
-
-    >>> importance_ess([0.0, 0.0])
-    1.0
-    """
-    log_weights = np.asarray(log_weights, dtype=float)
-    weights = np.exp(log_weights - log_weights.max())
-    return float(weights.sum() ** 2 / (weights**2).sum() / len(weights))

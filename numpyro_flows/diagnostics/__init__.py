@@ -1,0 +1,38 @@
+"""Whether to rely on a transform, on importance weights, and on a flow for given data.
+
+:func:`check_transform` checks a transform against its contract; :func:`psis_khat`,
+:func:`importance_ess` and :func:`log_evidence` judge importance weights; :func:`bits_per_dim`
+measures models of integers; :func:`typicality`, :func:`latent_chi_square` and
+:func:`likelihood_ratio` test whether data are what a flow was trained on.
+"""
+
+from .bits import bits_per_dim
+from .contract import Check, Report, TransformError, check_transform
+from .outliers import (
+    Typicality,
+    auroc,
+    latent_chi_square,
+    likelihood_ratio,
+    perturb_levels,
+    typicality,
+)
+from .psis import NEARLY_EQUAL, importance_ess, log_evidence, psis, psis_khat
+
+__all__ = [
+    "NEARLY_EQUAL",
+    "Check",
+    "Report",
+    "TransformError",
+    "Typicality",
+    "auroc",
+    "bits_per_dim",
+    "check_transform",
+    "importance_ess",
+    "latent_chi_square",
+    "likelihood_ratio",
+    "log_evidence",
+    "perturb_levels",
+    "psis",
+    "psis_khat",
+    "typicality",
+]

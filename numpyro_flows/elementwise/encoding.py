@@ -1,0 +1,118 @@
+"""How a conditioner reads coordinates: real ones as they are, angles by cosine and sine."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..nn import MLP
+from ..parts import Fixed
+from .base import ElementwiseMap
+
+
+class Encoding(eqx.Module):
+    """Coordinates as a conditioner reads them; this one is of real coordinates, as they are.
+
+    A conditioner owns one for all coordinates of its layer. Layers pick coordinates from it and
+    pass them on, without knowing of what kind they are.
+    """
+
+    #: Inputs of the network per coordinate.
+    num_features: ClassVar[int] = 1
+
+    def __getitem__(self, index: Any) -> "Encoding":
+        """The encoding of some of the coordinates, ``index`` being a slice or an array of them."""
+        return self
+
+    def at(self, i: Array) -> "Encoding":
+        """The encoding of coordinate ``i`` alone, which may be traced."""
+        return self
+
+    def read(self, x: Array) -> Array:
+        """Coordinates ``(n, rows)`` as inputs of the network, ``(num_features * n, rows)``."""
+        return x
+
+    def mark(self, map: ElementwiseMap, params: Array) -> Array:
+        """Parameters ``(num_params, n, rows)`` of these coordinates as ``map`` reads them."""
+        return params
+
+
+class Angles(Encoding):
+    """The encoding of vectors some of whose coordinates are angles.
+
+    Which ones is an array, and not part of the structure, so that layers that differ in it, as
+    those of a permuted ``Scan`` do, have one structure.
+
+    :param flags: 1 for an angle, 0 for a real coordinate, floating, shape ``(n,)``.
+
+    >>> import jax.numpy as jnp
+    >>> Angles(jnp.array([0.0, 1.0])).read(jnp.array([[2.0], [0.0]]))  # (x, cos, 0, sin)
+    Array([[2.],
+           [1.],
+           [0.],
+           [0.]], dtype=float32)
+    """
+
+    flags: Fixed
+    num_features: ClassVar[int] = 2
+
+    def __init__(self, flags: Array):
+        self.flags = Fixed(flags)
+
+    def __getitem__(self, index: Any) -> "Angles":
+        return Angles(self.flags.value[index])
+
+    def at(self, i: Array) -> "Angles":
+        return Angles(jax.lax.dynamic_slice_in_dim(self.flags.value, i, 1))
+
+    def read(self, x: Array) -> Array:
+        angle = self.flags.value[:, None] > 0
+        return jnp.concatenate(
+            [jnp.where(angle, jnp.cos(x), x), jnp.where(angle, jnp.sin(x), jnp.zeros_like(x))]
+        )
+
+    def mark(self, map: ElementwiseMap, params: Array) -> Array:
+        if not map.reads_kinds:
+            return params
+        row = jnp.broadcast_to(self.flags.value[None, :, None], (1, *params.shape[1:]))
+        return jnp.concatenate([params, row.astype(params.dtype)])
+
+
+class Conditioner(MLP):
+    """An :class:`~numpyro_flows.nn.MLP` that returns parameters and owns an encoding.
+
+    :param key: ``jax.random.key`` for the initial weights.
+    :param num_inputs: number of coordinates that it reads.
+    :param out_size: number of parameters that it returns.
+    :param encoding: how all coordinates of its layer are read; real ones by default.
+
+    The other arguments, and calling it on what ``encoding.read`` returns, are those of the MLP.
+    """
+
+    encoding: Encoding
+
+    def __init__(
+        self,
+        key: Array,
+        num_inputs: int,
+        out_size: int,
+        *,
+        encoding: Encoding | None = None,
+        hidden: Sequence[int] = (64, 64),
+        context_size: int = 0,
+        activation: str = "relu",
+        residual: bool = False,
+    ):
+        self.encoding = Encoding() if encoding is None else encoding
+        super().__init__(
+            key,
+            num_inputs * self.encoding.num_features,
+            out_size,
+            hidden=hidden,
+            context_size=context_size,
+            activation=activation,
+            residual=residual,
+        )
