@@ -9,7 +9,6 @@ from .augmented import AugmentedFlow
 from .dequantization import Dequantized, bits_per_dim, dequantization_noise, dequantize, equalize
 from .diagnostics import check_transform
 from .distribution import FlowDistribution, combine, partition
-from .flow_matching import fit_flow_matching
 from .images import glow, grey_levels
 from .infer import (
     STL_ELBO,
@@ -45,7 +44,7 @@ from .recipes import (
     sylvester,
 )
 from .serialization import load, register, save
-from .training import FitResult, fit
+from .training import FitResult, FlowMatching, fit
 from .transform import Conditioned, Embedded, Fixed, FlowTransform, Inverse
 from .transforms import (
     ActNorm,
@@ -139,9 +138,9 @@ __all__ = [
     "Fixed",
     "partition",
     "combine",
-    # training by maximum likelihood
+    # training on data
     "fit",
-    "fit_flow_matching",
+    "FlowMatching",
     "FitResult",
     # discrete data
     "dequantize",
