@@ -22,6 +22,7 @@ from fitting import (
     numpy_normal_nll,
 )
 from numpyro.distributions import constraints
+from programs import compiled_programs
 from scipy import stats
 
 import numpyro_flows as nf
@@ -185,6 +186,34 @@ def test_compiles_once():
     assert len(traces) == 2  # the loss with and without its gradient
     fit(flow, normals(40, seed=1), max_epochs=4, batch_size=8)
     assert len(traces) == 2
+
+
+FITS = {
+    "plain": ({}, {}, lambda n: (normals(n), None), 3),
+    "conditional on a support": (
+        {"support": constraints.positive, "context_dim": 1},
+        {"learning_rate": 0.01},
+        lambda n: (np.exp(normals(n)), normals(n, 1, seed=1)),
+        4,  # the way out of the support
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_programs(name):
+    """The start, the steps and the score; other data, rates and lengths compile nothing."""
+    recipe, settings, data, most = FITS[name]
+    x, context = data(90)
+    flow = nf.realnvp(KEY, 2, **SMALL, **recipe)
+    settings = {"batch_size": 16, "max_epochs": 2} | settings
+    with compiled_programs() as programs:
+        fit(flow, x, context, **settings)
+    assert len(programs) <= most, programs
+    others = None if context is None else 3 * context + 1
+    with compiled_programs() as programs:
+        settings |= {"learning_rate": 0.02, "max_epochs": 3, "patience": 5}
+        fit(flow, 2 * x + 1, others, key=jax.random.key(1), **settings)
+    assert programs == []
 
 
 def test_many_rows():

@@ -220,10 +220,10 @@ class Arrays:
         order = np.random.default_rng([*seed, 0]).permutation(len(constants))
         held_out, train = np.split(order, [num_held_out])
         monitored = held_out if num_held_out else train
-        self.train = jax.tree.map(lambda array: jnp.asarray(array[train]), data)
+        self.train = jax.device_put(jax.tree.map(lambda array: array[train], data))
         self.monitored = self.train
         if num_held_out:
-            self.monitored = jax.tree.map(lambda array: jnp.asarray(array[held_out]), data)
+            self.monitored = jax.device_put(jax.tree.map(lambda array: array[held_out], data))
         weights = data["weights"]
         self.train_constant = np.average(constants[train], weights=weights[train])
         self.monitored_constant = np.average(constants[monitored], weights=weights[monitored])

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -65,7 +66,7 @@ def _(flow: FlowDistribution) -> Parts:
         if isinstance(transform, Embedded):
             network, transform = transform.network, transform.transform
         if numbers is not None:
-            transform = Standardized(transform, *numbers)
+            transform = _standardized(transform, *numbers)
         whole = Chain([transform, *support]) if support else transform
         return _embedded(flow.base_dist, whole, network)
 
@@ -89,9 +90,9 @@ def _(flow: AugmentedFlow) -> Parts:
             # The coordinates beside the data keep their units; q reads x and context.
             ones = np.ones(flow.augment_dim, numbers[1].dtype)
             loc, scale = (np.append(*pair) for pair in zip(numbers, (0 * ones, ones), strict=False))
-            transform = Standardized(transform, loc, scale, *numbers[2:])
+            transform = _standardized(transform, loc, scale, *numbers[2:])
             x_and_context = (np.concatenate(numbers[i::2]) for i in (0, 1))
-            encoder = Standardized(encoder, 0 * ones, ones, *x_and_context)
+            encoder = _standardized(encoder, 0 * ones, ones, *x_and_context)
         return flow.with_transforms(transform, encoder, flow.outer)
 
     if numbers is not None:
@@ -99,6 +100,21 @@ def _(flow: AugmentedFlow) -> Parts:
     support = [] if flow.outer is None else [flow.outer]
     core = flow.with_transforms(transform, encoder, None)
     return Parts(core, numbers, support, put_together)
+
+
+def _standardized(
+    transform: FlowTransform,
+    loc: np.ndarray,
+    scale: np.ndarray,
+    context_loc: np.ndarray | None = None,
+    context_scale: np.ndarray | None = None,
+) -> Standardized:
+    """``Standardized``, from whole arrays on the device: to make them there takes programs."""
+    if context_loc is None or context_scale is None:
+        context_loc = np.zeros(transform.context_dim, scale.dtype)
+        context_scale = np.ones(transform.context_dim, scale.dtype)
+    numbers = jax.device_put((loc, scale, context_loc, context_scale))
+    return Standardized(transform, *numbers)
 
 
 def _unstandardized(
