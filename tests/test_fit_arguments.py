@@ -245,7 +245,7 @@ BAD = {
         lambda: 1e6 + 1e-3 * GOOD,
         {},
         ValueError,
-        "columns? 0, 1 is constant to the precision of float32",
+        "columns 0, 1 are constant to the precision of float32",
     ),
     "constant where the weight is": (
         linear,

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from ..augmented import AugmentedFlow
-from ..checks import check_context, check_floating, check_unmasked
+from ..checks import as_numpy, check_context, check_floating, check_unmasked
 from ..dequantization import Dequantized, check_integers
 from ..distribution import FlowDistribution
 from ..transform import Conditioned, Embedded
@@ -74,7 +74,7 @@ def check_levels(
     """Data of a model of integers."""
     _check_unbound(model.flow)
     check_unmasked("x", x)
-    x = np.asarray(x)
+    x = as_numpy(x)
     check_integers("x", x, model.levels, model.event_shape)
     _check_rows(model.flow, x)
     return _table(model.flow, x, context, weights)
@@ -82,7 +82,7 @@ def check_levels(
 
 def _as_float(name: str, value: ArrayLike) -> np.ndarray:
     check_unmasked(name, value)
-    array = np.asarray(value)
+    array = as_numpy(value)
     check_floating(name, array.dtype)
     return array
 

@@ -15,7 +15,7 @@ from ..compilation import jit
 from ..dequantization import Dequantized
 from ..distribution import FlowDistribution, combine
 from ..transform import Embedded, for_training
-from ..transforms import Chain, Continuous, NumPyroTransform, Standardized
+from ..transforms import Chain, CompressedContext, Continuous, NumPyroTransform, Standardized
 
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
@@ -150,7 +150,7 @@ class FlowMatching(Objective):
 
 def _is_continuous(transform: object) -> bool:
     """Whether there is one `Continuous`, behind nothing but what `fit` takes off."""
-    if isinstance(transform, Embedded | Standardized):
+    if isinstance(transform, Embedded | CompressedContext | Standardized):
         return _is_continuous(transform.transform)
     if isinstance(transform, Chain):
         first, *others = transform.parts

@@ -15,9 +15,23 @@ from ..checks import is_real
 from ..circular import angles
 from ..compilation import jit
 from ..distribution import FlowDistribution
-from ..transform import Embedded, FlowTransform
-from ..transforms import Chain, NumPyroTransform, Standardized
+from ..transform import Embedded, Fixed, FlowTransform
+from ..transforms import Chain, CompressedContext, NumPyroTransform, Standardized
+from .columns import heavy, say_columns, set_apart
 from .data import Table, in_precision, say_rows
+
+
+class Numbers(NamedTuple):
+    """The numbers of a standardisation.
+
+    :ivar loc: and ``scale``, of x.
+    :ivar context: loc and scale of the context, or these with centre and width of the compression
+        before it (:class:`CompressedContext`); empty without a context that is standardised.
+    """
+
+    loc: np.ndarray
+    scale: np.ndarray
+    context: tuple[np.ndarray, ...] = ()
 
 
 class Parts(NamedTuple):
@@ -31,9 +45,9 @@ class Parts(NamedTuple):
     """
 
     core: Any
-    numbers: tuple[np.ndarray, ...] | None
+    numbers: Numbers | None
     support: list[NumPyroTransform]
-    put_together: Callable[[Any, tuple[Any, ...] | None], Distribution]
+    put_together: Callable[[Any, Numbers | None], Distribution]
 
 
 @functools.singledispatch
@@ -61,12 +75,12 @@ def _(flow: FlowDistribution) -> Parts:
         )
     core, numbers = _unstandardized(parts[0] if len(parts) == 1 else Chain(parts))
 
-    def put_together(trained: FlowDistribution, numbers: tuple | None) -> FlowDistribution:
+    def put_together(trained: FlowDistribution, numbers: Numbers | None) -> FlowDistribution:
         transform, network = trained.transform, None
         if isinstance(transform, Embedded):
             network, transform = transform.network, transform.transform
         if numbers is not None:
-            transform = _standardized(transform, *numbers)
+            transform = _standardized(transform, numbers)
         whole = Chain([transform, *support]) if support else transform
         return _embedded(flow.base_dist, whole, network)
 
@@ -84,53 +98,53 @@ def _(flow: AugmentedFlow) -> Parts:
     transform, numbers = _unstandardized(flow.transform)
     encoder, _ = _unstandardized(flow.encoder_transform)
 
-    def put_together(trained: AugmentedFlow, numbers: tuple | None) -> AugmentedFlow:
+    def put_together(trained: AugmentedFlow, numbers: Numbers | None) -> AugmentedFlow:
         transform, encoder = trained.transform, trained.encoder_transform
         if numbers is not None:
             # The coordinates beside the data keep their units; q reads x and context.
-            ones = np.ones(flow.augment_dim, numbers[1].dtype)
-            loc, scale = (np.append(*pair) for pair in zip(numbers, (0 * ones, ones), strict=False))
-            transform = _standardized(transform, loc, scale, *numbers[2:])
-            x_and_context = (np.concatenate(numbers[i::2]) for i in (0, 1))
-            encoder = _standardized(encoder, 0 * ones, ones, *x_and_context)
+            loc, scale, context = numbers
+            ones = np.ones(flow.augment_dim, scale.dtype)
+            zeros = 0 * ones
+            whole = Numbers(np.append(loc, zeros), np.append(scale, ones), context)
+            transform = _standardized(transform, whole)
+            of_x = (loc, scale, np.zeros_like(loc), np.full_like(scale, np.inf))
+            seen = map(np.append, of_x, context) if context else of_x[:2]
+            encoder = _standardized(encoder, Numbers(zeros, ones, tuple(seen)))
         return flow.with_transforms(transform, encoder, flow.outer)
 
     if numbers is not None:
-        numbers = (numbers[0][:dim], numbers[1][:dim], *numbers[2:])
+        numbers = Numbers(numbers.loc[:dim], numbers.scale[:dim], numbers.context)
     support = [] if flow.outer is None else [flow.outer]
     core = flow.with_transforms(transform, encoder, None)
     return Parts(core, numbers, support, put_together)
 
 
-def _standardized(
-    transform: FlowTransform,
-    loc: np.ndarray,
-    scale: np.ndarray,
-    context_loc: np.ndarray | None = None,
-    context_scale: np.ndarray | None = None,
-) -> Standardized:
-    """``Standardized``, from whole arrays on the device: to make them there takes programs."""
-    if context_loc is None or context_scale is None:
-        context_loc = np.zeros(transform.context_dim, scale.dtype)
-        context_scale = np.ones(transform.context_dim, scale.dtype)
-    numbers = jax.device_put((loc, scale, context_loc, context_scale))
-    return Standardized(transform, *numbers)
+def _standardized(transform: FlowTransform, numbers: Numbers) -> FlowTransform:
+    """In standardised coordinates, from whole arrays on the device: to make them takes programs."""
+    width, dtype = transform.context_dim, numbers.scale.dtype
+    context = numbers.context or (np.zeros(width, dtype), np.ones(width, dtype))
+    loc, scale, context = jax.device_put((numbers.loc, numbers.scale, context))
+    standardized = Standardized(transform, loc, scale, *context[:2])
+    return CompressedContext(standardized, *context[2:]) if context[2:] else standardized
 
 
-def _unstandardized(
-    transform: FlowTransform,
-) -> tuple[FlowTransform, tuple[np.ndarray, ...] | None]:
+def _unstandardized(transform: FlowTransform) -> tuple[FlowTransform, Numbers | None]:
     """What is inside of a standardisation, and its numbers."""
+    compression: list[Fixed] = []
+    if isinstance(transform, CompressedContext):
+        compression = [transform.centre, transform.width]
+        transform = transform.transform
     if not isinstance(transform, Standardized):
         return transform, None
-    fixed = (transform.loc, transform.scale, transform.context_loc, transform.context_scale)
-    return transform.transform, tuple(np.asarray(number.value) for number in fixed)
+    fixed = [transform.context_loc, transform.context_scale, *compression]
+    loc, scale, *context = (
+        np.asarray(number.value) for number in (transform.loc, transform.scale, *fixed)
+    )
+    return transform.transform, Numbers(loc, scale, tuple(context))
 
 
 def unconstrain(flow: Any, parts: Parts, table: Table) -> tuple[Table, np.ndarray]:
-    """Rows before the support's transforms, and log|det| of these at each row.
-
-    Rows of weight 0 go: no split or batch is then of weight 0, and their density is no matter.
+    """Rows before the support's transforms, and log|det| of the way there at each row.
 
     :raises ValueError: for rows outside of the support or on its boundary.
     """
@@ -155,8 +169,7 @@ def unconstrain(flow: Any, parts: Parts, table: Table) -> tuple[Table, np.ndarra
                 f"x: {say_rows(bad)} lie on the boundary of the support, where the density is not "
                 "finite; move them inside or drop them."
             )
-    keep = table.weights > 0
-    return table._replace(x=x).take(keep), log_det[keep]
+    return table._replace(x=x), log_det
 
 
 @jit
@@ -178,38 +191,91 @@ def moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarr
     ulps = 16 * float(info.eps) * np.abs(value).max(axis=0)
     constant = (np.ptp(value, axis=0) <= ulps) | (scale < info.tiny)
     if constant.any():
-        columns = [int(i[0]) if len(i) == 1 else tuple(i.tolist()) for i in np.argwhere(constant)]
         reason = {
             "x": "so the density is not bounded there; drop it or add noise",
             "context": "so nothing can be learned from it; drop it",
         }
         raise ValueError(
-            f"{name}: column {', '.join(map(str, columns))} is constant to the precision of "
-            f"{scale.dtype}, {reason[name]}."
+            f"{name}: {say_columns(constant)} {'is' if constant.sum() == 1 else 'are'} constant "
+            f"to the precision of {scale.dtype}, {reason[name]}."
         )
     return loc, scale
 
 
-def numbers_of(table: Table, parts: Parts, embedded: bool) -> tuple[np.ndarray, ...]:
-    """The numbers of a standardisation: loc and scale of x, and perhaps of the context."""
-    of_context = (
-        ()
-        if embedded or table.context is None
-        else moments("context", table.context, table.weights)
-    )
+def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
+    """Weight 0 for rows that are few and far from all others, and what to say of them."""
+    columns = {"x": table.x}
+    if not embedded and table.context is not None:
+        columns["context"] = table.context
+    apart = [set_apart(name, value, table.weights) for name, value in columns.items()]
+    rows = np.any([rows for rows, _ in apart], axis=0)
+    if not rows.any():
+        return table, []
+    weights = np.where(rows, 0, table.weights)
+    weights = (weights / weights[weights > 0].mean(dtype=float)).astype(weights.dtype)
+    return table._replace(weights=weights), [note for _, note in apart if note]
+
+
+def numbers_of(table: Table, parts: Parts, embedded: bool) -> tuple[Numbers, list[str]]:
+    """The numbers of a standardisation, and what to say of them.
+
+    Mean and standard deviation, but quantiles where these are those of a few rows; a column of the
+    context is then compressed.
+    """
     loc, scale = moments("x", table.x, table.weights)
+    skewed, median, width = heavy(table.x, table.weights)
+    notes = []
     if table.x.ndim == 2 and parts.support:
         # The circle has its own units and no place to start from.
         circular = np.array(angles(parts.support[-1].codomain, table.x.shape[1]))
         loc, scale = np.where(circular, 0, loc), np.where(circular, 1, scale)
-    return (loc, scale, *of_context)
+        skewed &= ~circular
+    if skewed.any():
+        loc, scale = (
+            np.where(skewed, robust, usual).astype(usual.dtype)
+            for robust, usual in ((median, loc), (width, scale))
+        )
+        notes.append(
+            f"x: tails rule the standard deviation of {say_columns(skewed)}; quantiles standardise "
+            "instead. A flow learns such tails badly: of positive numbers, build it with "
+            "`support=constraints.positive`; else put `nf.elementwise.HeavyTail` at its end."
+        )
+    if embedded or table.context is None:
+        return Numbers(loc, scale), notes
+    context = table.context
+    moments("context", context, table.weights)  # raises for constant columns
+    skewed, median, width = heavy(context, table.weights)
+    if not skewed.any():
+        return Numbers(loc, scale, moments("context", context, table.weights)), notes
+    one_sided = (context >= 0).all(axis=0) | (context <= 0).all(axis=0)
+    for i in np.flatnonzero(skewed & one_sided):
+        # From the small numbers on, in orders of magnitude.
+        sizes = np.abs(context[:, i])
+        median[i], width[i] = 0, np.quantile(sizes[sizes > 0], 0.01)
+    centre = in_precision(np.where(skewed, median, 0))
+    width = in_precision(np.where(skewed, width, np.inf))
+    notes.append(
+        f"context: {say_columns(skewed, 'span')} orders of magnitude; the flow sees the inverse "
+        "hyperbolic sine, which is like the logarithm."
+    )
+    seen = compress(context, centre, width)
+    return Numbers(loc, scale, (*moments("context", seen, table.weights), centre, width)), notes
 
 
-def whiten(table: Table, numbers: tuple[np.ndarray, ...], embedded: bool) -> tuple[Table, float]:
-    """Rows as the core sees them, and log|det| of the way back."""
-    x = (table.x.astype(float) - numbers[0]) / numbers[1]
+def compress(context: np.ndarray, centre: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """The context as a :class:`CompressedContext` passes it on."""
+    is_linear = np.isinf(width)
+    bent = np.arcsinh((context - centre.astype(float)) / np.where(is_linear, 1, width))
+    return np.where(is_linear, context, bent)
+
+
+def whiten(table: Table, numbers: Numbers, embedded: bool) -> tuple[Table, float]:
+    """Rows as the core sees them, and log|det| of the way there."""
+    x = (table.x.astype(float) - numbers.loc) / numbers.scale
     context = table.context
     if not embedded and context is not None:
-        context = (context.astype(float) - numbers[2]) / numbers[3]
-    log_det = np.log(numbers[1].astype(float)).sum()
+        loc, scale, *compression = numbers.context
+        context = compress(context, *compression) if compression else context
+        context = (context.astype(float) - loc) / scale
+    log_det = np.log(numbers.scale.astype(float)).sum()
     return table._replace(x=x, context=context), -log_det

@@ -3,6 +3,7 @@
 from .autoregressive import MaskedAutoregressive
 from .bnaf import BlockAutoregressive
 from .compose import Chain, Scan, Stacked
+from .compressed import CompressedContext
 from .continuous import Continuous, penalized
 from .coupling import Coupling
 from .elementwise import Elementwise
@@ -27,6 +28,7 @@ __all__ = [
     "ActNorm",
     "BlockAutoregressive",
     "Chain",
+    "CompressedContext",
     "Continuous",
     "ConvCoupling",
     "Coupling",
