@@ -80,7 +80,7 @@ def fits(options):
     return {
         "nsf": (nf.nsf, nf.fit, settings),
         "cnf": (cnf, nf.fit, settings),
-        "flow matching": (cnf, nf.fit_flow_matching, more),
+        "flow matching": (cnf, partial(nf.fit, objective=nf.FlowMatching()), more),
     }
 
 

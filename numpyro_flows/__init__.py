@@ -10,7 +10,6 @@ from .augmented import AugmentedFlow
 from .dequantization import Dequantized, dequantization_noise, dequantize, equalize
 from .diagnostics import bits_per_dim, check_transform
 from .distribution import FlowDistribution, combine, partition
-from .flow_matching import fit_flow_matching
 from .images import glow, grey_levels
 from .infer import (
     STL_ELBO,
@@ -48,7 +47,7 @@ from .recipes import (
     realnvp,
     sylvester,
 )
-from .training import FitResult, fit
+from .training import FitResult, FlowMatching, fit
 from .transform import FlowTransform
 
 __version__ = "0.1.0"
@@ -81,9 +80,9 @@ __all__ = [
     "Fixed",
     "partition",
     "combine",
-    # training by maximum likelihood
+    # training on data
     "fit",
-    "fit_flow_matching",
+    "FlowMatching",
     "FitResult",
     # discrete data
     "dequantize",

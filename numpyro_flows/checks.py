@@ -4,7 +4,7 @@ Every message says what was expected, what came, and how to mend it. Shapes and 
 while tracing, so under ``jit`` these checks cost nothing at run time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,23 +76,55 @@ def check_float(name: str, value: ArrayLike) -> Array:
     :raises TypeError: if its dtype is not floating.
     """
     check_unmasked(name, value)
+    if hasattr(value, "dtypes"):  # a table
+        value = as_numpy(value)
+        check_floating(name, value.dtype)
     array = jnp.asarray(value)
     check_floating(name, array.dtype)
     return array
 
 
 def check_unmasked(name: str, value: Any) -> None:
-    """Check that no entry of a NumPy masked array is masked: under the mask is any number.
+    """Check that a container with missing values has none: where one is, is any number.
+
+    Missing are masked entries of NumPy arrays, NA of pandas, and what an xarray's attributes say
+    (``_FillValue`` and ``missing_value`` of the CF conventions).
 
     :raises ValueError: if one is.
     """
-    if np.ma.is_masked(value):
-        mask = np.ma.getmaskarray(value)
+    mask = _missing(value)
+    if mask is not None and np.any(mask):
         rows = mask.reshape(len(mask), -1).any(axis=1) if mask.ndim else mask
         raise ValueError(
             f"{name}: {rows.sum()} of {rows.size} rows have masked entries, which are missing "
             "values; drop or impute them."
         )
+
+
+def _missing(value: Any) -> np.ndarray | None:
+    """Which entries are missing; None for containers that know none."""
+    if isinstance(value, np.ma.MaskedArray):
+        return np.ma.getmaskarray(value)
+    if callable(isna := getattr(value, "isna", None)):  # pandas and what follows it
+        return np.asarray(isna())
+    attributes = getattr(value, "attrs", None)
+    if isinstance(attributes, Mapping):  # xarray and what follows it
+        said = [attributes[key] for key in ("_FillValue", "missing_value") if key in attributes]
+        array, fills = np.asarray(value), np.concatenate([[], *map(np.ravel, said)])
+        return np.isin(array, fills[np.isfinite(fills)].astype(array.dtype))
+    return None
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """A container as one array; in tables, nullable numbers beside others are numbers too."""
+    array = np.asarray(value)
+    dtypes = getattr(value, "dtypes", None)
+    if array.dtype != object or dtypes is None:
+        return array
+    kinds = {getattr(dtype, "kind", "O") for dtype in np.ravel(np.asarray(dtypes, object))}
+    if not kinds <= set("fiu"):
+        return array
+    return value.to_numpy(dtype=float if "f" in kinds else int)
 
 
 def check_floating(name: str, dtype: np.dtype) -> None:

@@ -16,7 +16,14 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Logistic, biject_to, constraints
 
-from .checks import check_image_shape, check_integers, check_key, check_size, check_unmasked
+from .checks import (
+    as_numpy,
+    check_image_shape,
+    check_integers,
+    check_key,
+    check_size,
+    check_unmasked,
+)
 from .convnet import ConvEmbedding
 from .distribution import FlowDistribution
 from .elementwise import Affine
@@ -187,7 +194,7 @@ def equalize(flow: FlowDistribution, x: ArrayLike, levels: int = 256) -> FlowDis
     if not isinstance(flow, FlowDistribution):
         raise TypeError(f"flow: expected a FlowDistribution, got {type(flow).__name__}.")
     check_unmasked("x", x)
-    x = np.asarray(x)
+    x = as_numpy(x)
     check_size("levels", levels, minimum=2)
     check_integers("x", x, levels, flow.event_shape)
     channels = x.reshape(-1, x.shape[-1]).T

@@ -5,11 +5,12 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from .checks import check_float, check_integers, check_unmasked, is_real
-from .compilation import jit
+from .checks import as_numpy, check_float, check_integers, check_unmasked
+from .compilation import is_traced, jit
 from .dequantization import Dequantized
 from .distribution import FlowDistribution
 from .transform import FlowTransform
@@ -18,7 +19,7 @@ _Flow = TypeVar("_Flow", FlowDistribution, FlowTransform, Dequantized)
 
 
 def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
-    r"""The flow with every :class:`~numpyro_flows.transforms.ActNorm` in it set from data.
+    r"""The flow with every :class:`~numpyro_flows.ActNorm` in it set from data.
 
     The data go through the flow once, towards the base. Each ``ActNorm`` they meet is set so that
     what it passes on has mean 0 and variance 1 in each channel over the batch; everything else,
@@ -48,14 +49,14 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
     """
     if isinstance(flow, Dequantized):
         check_unmasked("batch", batch)
-        rows = jnp.asarray(batch)
+        rows = jnp.asarray(batch if is_traced(batch) else as_numpy(batch))
         check_integers("batch", rows, flow.levels, flow.event_shape)
         # One and the same uniform noise, so that the result follows from the arguments.
         noisy = rows + jax.random.uniform(jax.random.key(0), rows.shape)
         return eqx.tree_at(lambda model: model.flow, flow, initialize(flow.flow, noisy, context))
     if isinstance(flow, FlowDistribution):
         transform = initialize(flow.transform, batch, context)
-        return flow.with_parts(transform=transform)
+        return FlowDistribution(flow.base_dist, transform, validate_args=flow._validate_args)
     if not isinstance(flow, FlowTransform):
         raise TypeError(
             f"flow: expected a FlowDistribution or a FlowTransform, got {type(flow).__name__}."
@@ -68,7 +69,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
     if n < 2:
         raise ValueError(f"batch: expected at least 2 rows, which have a variance, got {n}.")
     context = jax.tree.map(jnp.asarray, context)
-    seen = flow.read_context(context)
+    seen = jax.eval_shape(lambda context: flow.read_context(context), context)
     if seen is not None and seen.shape[:-1] not in ((), (n,)):
         raise ValueError(
             f"context: expected {n} rows, one per row of the batch, or a single one, got "
@@ -81,25 +82,34 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
             f"batch: expected one row per bound context, got {n} rows for contexts of batch shape "
             f"{bound}."
         )
-    rows = rows.astype(jnp.result_type(float))
-    _check_rows("batch", jnp.isfinite(rows), "hold NaN or infinite values")
-    if seen is not None:
-        _check_rows("context", jnp.isfinite(jnp.atleast_2d(seen)), "hold NaN or infinite values")
-    if not is_real(flow.codomain):
-        _check_rows("batch", flow.codomain(rows), f"lie outside the flow's support {flow.codomain}")
-    context = jax.tree.map(
-        lambda a: a.astype(rows.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, context
-    )
-    return _initialized(flow, rows, context)
+    transform, *checked = _initialized(flow, rows, context)
+    if not is_traced(checked):  # under `jit` no values are known
+        not_finite, outside = "hold NaN or infinite values", "lie outside the flow's support"
+        whats = not_finite, not_finite, f"{outside} {flow.codomain}"
+        for name, what, good in zip(("batch", "context", "batch"), whats, checked, strict=True):
+            num_bad = int((~np.asarray(good)).sum())
+            if num_bad:
+                raise ValueError(
+                    f"{name}: {num_bad} of {len(good)} rows {what}; drop or mend them."
+                )
+    return transform
 
 
 @jit
-def _initialized(transform: FlowTransform, rows: Array, context: Any) -> FlowTransform:
-    return transform.initialized(rows, context, False)[0]
+def _initialized(
+    flow: FlowTransform, rows: Array, context: Any
+) -> tuple[FlowTransform, Array, Array, Array]:
+    """The flow, and for each row: whether it is finite, its context is, and it is inside."""
+    rows = rows.astype(jnp.result_type(float))
+    context = jax.tree.map(
+        lambda a: a.astype(rows.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, context
+    )
+    seen = flow.read_context(context)
+    is_finite = _by_row(jnp.isfinite(rows))
+    seen_is_finite = is_finite if seen is None else _by_row(jnp.isfinite(jnp.atleast_2d(seen)))
+    transform, _ = flow.initialized(rows, context, False)
+    return transform, is_finite, seen_is_finite, _by_row(flow.codomain(rows))
 
 
-def _check_rows(name: str, good: Array, what: str) -> None:
-    """Raise if some rows are bad and their values are known, as they are not under ``jit``."""
-    bad = ~good.reshape(len(good), -1).all(-1)
-    if not isinstance(bad, jax.core.Tracer) and bad.any():
-        raise ValueError(f"{name}: {int(bad.sum())} of {len(bad)} rows {what}; drop or mend them.")
+def _by_row(good: Array) -> Array:
+    return good.reshape(len(good), -1).all(-1)

@@ -363,6 +363,15 @@ CASES = {
             10 + 5 * points(1, seed=3),
         ),
     },
+    nf.transforms.CompressedContext: {
+        "": lambda: (
+            nf.transforms.CompressedContext(
+                transform(nf.realnvp, 2, context_dim=2), 1.0, jnp.array([1e-3, jnp.inf])
+            ),
+            points(2),
+            points(2, seed=3),
+        ),
+    },
     nf.transforms.Continuous: {
         "exact": lambda: (continuous(3), points(3), None),
         "context": lambda: (continuous(2, context_dim=2), points(2), points(2, seed=3)),

@@ -339,7 +339,7 @@ def test_what_needs_a_density_refuses_it():
         nf.NeuTraReparam(guide, {})
     assert params is not None
     with pytest.raises(ValueError, match="expected a continuous flow"):
-        nf.fit_flow_matching(KEY, small(), points(2, 20))
+        nf.fit(KEY, small(), points(2, 20), objective=nf.FlowMatching())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 import numpyro_flows as nf
 from numpyro_flows import diagnostics
-from numpyro_flows.training import bound
+from numpyro_flows.training.objectives import DequantizedBound
 
 KEY = jax.random.key(0)
 SHAPE = (4, 4, 1)
@@ -155,7 +155,7 @@ def test_fit_conditional():
 
 
 def test_noise_is_fresh_in_training_and_fixed_in_validation():
-    model, rows = small_model(), {"x": jnp.asarray(small_data(5))}
+    bound, model, rows = DequantizedBound(), small_model(), {"x": jnp.asarray(small_data(5))}
     assert (bound(model, rows, jax.random.key(1)) != bound(model, rows, jax.random.key(2))).all()
     assert np.array_equal(bound(model, rows, None), bound(model, rows, None))
     same = bound(model, {"x": jnp.zeros((2, *SHAPE), jnp.uint8)}, KEY)

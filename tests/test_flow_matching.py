@@ -8,10 +8,14 @@ from numpyro.distributions import constraints
 from scipy.optimize import linear_sum_assignment
 
 import numpyro_flows as nf
-from numpyro_flows.flow_matching import _OBJECTIVES
 
 KEY = jax.random.key(0)
+COUPLINGS = ("independent", "optimal_transport")
 QUICK = {"max_epochs": 40, "learning_rate": 1e-2, "batch_size": 200, "progress_bar": False}
+
+
+def match(flow, x, context=None, *, coupling="independent", **settings):
+    return nf.fit(KEY, flow, x, context, objective=nf.FlowMatching(coupling), **settings)
 
 
 def pairs(n, seed=0):
@@ -28,7 +32,7 @@ def test_the_density_that_it_finds(coupling):
     x, entropy = pairs(5000)
     flow = nf.cnf(KEY, 2, hidden=(32, 32))
     settings = {**QUICK, "max_epochs": 100}
-    fitted = nf.fit_flow_matching(KEY, flow, x, coupling=coupling, **settings)
+    fitted = match(flow, x, coupling=coupling, **settings)
     assert fitted.val_losses[-1] < fitted.val_losses[0]
     loss = -float(fitted.flow.log_prob(pairs(3000, seed=1)[0]).mean())
     assert entropy - 0.05 < loss < entropy + 0.1
@@ -45,7 +49,7 @@ def test_a_conditional_density_on_a_support():
     context = rng.uniform(-1, 1, size=(3000, 1)).astype(np.float32)
     x = np.exp(context + 0.3 * rng.normal(size=(3000, 1))).astype(np.float32)
     flow = nf.cnf(KEY, 1, context_dim=1, support=constraints.positive, hidden=(32, 32))
-    fitted = nf.fit_flow_matching(KEY, flow, x, context, **QUICK)
+    fitted = match(flow, x, context, **QUICK)
     for value in (-0.8, 0.0, 0.8):
         draws = np.log(fitted.flow.condition(jnp.array([value])).sample(KEY, (4000,)))
         np.testing.assert_allclose(draws.mean(), value, atol=0.06)
@@ -59,7 +63,7 @@ def test_optimal_transport_pairs_as_scipy_does():
     key = jax.random.key(3)
     z = flow.base_dist.sample(jax.random.split(key)[0], (64,))
     distances = ((np.asarray(x)[:, None] - np.asarray(z)[None]) ** 2).sum(-1)
-    losses = {name: objective(flow, {"x": x}, key) for name, objective in _OBJECTIVES.items()}
+    losses = {name: nf.FlowMatching(name)(flow, {"x": x}, key) for name in COUPLINGS}
     np.testing.assert_allclose(losses["independent"], np.diag(distances), rtol=1e-4)
     best = distances[linear_sum_assignment(distances)]
     np.testing.assert_allclose(losses["optimal_transport"], best, rtol=1e-4, atol=1e-5)
@@ -73,9 +77,7 @@ def test_another_end_time_is_another_clock():
         return lambda t, z, context: (jnp.sin(t * speed) - z) * speed
 
     losses = [
-        _OBJECTIVES["independent"](
-            nf.cnf(KEY, 2, field=field(1 / end), end_time=end), {"x": x}, None
-        )
+        nf.FlowMatching()(nf.cnf(KEY, 2, field=field(1 / end), end_time=end), {"x": x}, None)
         for end in (1.0, 4.0)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -90,7 +92,7 @@ def test_a_context_that_a_network_reads():
 
     plain = nf.cnf(KEY, 2, context_dim=3, field=field)
     losses = [
-        _OBJECTIVES["independent"](flow, {"x": x, "context": rows}, None)
+        nf.FlowMatching()(flow, {"x": x, "context": rows}, None)
         for flow, rows in ((plain, network(context)), (plain.embed(network), context))
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -99,12 +101,17 @@ def test_a_context_that_a_network_reads():
 def test_bad_input():
     x, _ = pairs(50)
     with pytest.raises(ValueError, match=r"expected a continuous flow.*nf\.cnf"):
-        nf.fit_flow_matching(KEY, nf.realnvp(KEY, 2), x)
+        match(nf.realnvp(KEY, 2), x)
     flow = nf.cnf(KEY, 2, hidden=(4,))
     with pytest.raises(ValueError, match="coupling: expected one of"):
-        nf.fit_flow_matching(KEY, flow, x, coupling="sinkhorn")
+        nf.FlowMatching("sinkhorn")
     conditional = nf.cnf(KEY, 2, context_dim=1, hidden=(4,))
     with pytest.raises(ValueError, match="rows of other contexts"):
-        nf.fit_flow_matching(KEY, conditional, x, x[:, :1], coupling="optimal_transport")
+        match(conditional, x, x[:, :1], coupling="optimal_transport")
+    counts = np.zeros((50, 2), int)
+    with pytest.raises(ValueError, match="expected a continuous flow"):
+        match(nf.dequantize(nf.realnvp(KEY, 2), 4), counts)
+    with pytest.raises(TypeError, match=r"objective: expected one such as `nf\.FlowMatching\(\)`"):
+        nf.fit(KEY, flow, x, objective="flow matching")
     with pytest.raises(TypeError, match="FlowDistribution"):
-        nf.fit_flow_matching(KEY, flow.transform, x)
+        match(flow.transform, x)

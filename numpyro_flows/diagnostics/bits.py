@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from ..checks import check_integers, check_key, check_size, check_unmasked
+from ..checks import as_numpy, check_integers, check_key, check_size, check_unmasked
 
 
 @runtime_checkable
@@ -59,7 +59,7 @@ def bits_per_dim(
             "of real numbers has no bits: call `nf.dequantize(flow, levels)`."
         )
     check_unmasked("x", x)
-    x = np.asarray(x)
+    x = as_numpy(x)
     check_integers("x", x, model.levels, model.event_shape)
     check_size("batch_size", batch_size)
     if x.ndim != 1 + len(model.event_shape):

@@ -21,6 +21,7 @@ from ..transform import Inverse
 from .autoregressive import MaskedAutoregressive
 from .bnaf import BlockAutoregressive
 from .compose import Chain, Scan, Stacked
+from .compressed import CompressedContext
 from .context import Conditioned, Embedded
 from .continuous import Continuous, penalized
 from .coupling import Coupling
@@ -46,6 +47,7 @@ __all__ = [
     "ActNorm",
     "BlockAutoregressive",
     "Chain",
+    "CompressedContext",
     "Conditioned",
     "Continuous",
     "ConvCoupling",

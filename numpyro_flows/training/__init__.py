@@ -1,0 +1,6 @@
+"""Training by data: ``nf.fit`` and its objectives, on the one optimisation loop."""
+
+from .fit import FitResult, fit
+from .objectives import FlowMatching, Objective
+
+__all__ = ["FitResult", "FlowMatching", "Objective", "fit"]

@@ -1,0 +1,282 @@
+"""Standardisation: a flow taken apart, data whitened, and the numbers put back into the flow."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.distributions import Distribution, constraints
+
+from ..augmented import AugmentedFlow
+from ..checks import is_real
+from ..compilation import jit
+from ..coordinates import angles
+from ..distribution import FlowDistribution
+from ..parts import Fixed
+from ..transform import FlowTransform
+from ..transforms import Chain, CompressedContext, Embedded, NumPyroTransform, Standardized
+from .columns import heavy, say_columns, set_apart
+from .data import Table, in_precision, say_rows
+
+
+class Numbers(NamedTuple):
+    """The numbers of a standardisation.
+
+    :ivar loc: and ``scale``, of x.
+    :ivar context: loc and scale of the context, or these with centre and width of the compression
+        before it (:class:`CompressedContext`); empty without a context that is standardised.
+    """
+
+    loc: np.ndarray
+    scale: np.ndarray
+    context: tuple[np.ndarray, ...] = ()
+
+
+class Parts(NamedTuple):
+    """A flow as ``fit`` sees it.
+
+    :ivar core: the flow of the whitened coordinates, which trains.
+    :ivar numbers: those of the standardisation that it had, or None.
+    :ivar support: the transforms behind it.
+    :ivar put_together: undoes it, given a trained core and the numbers of a standardisation or
+        None.
+    """
+
+    core: Any
+    numbers: Numbers | None
+    support: list[NumPyroTransform]
+    put_together: Callable[[Any, Numbers | None], Distribution]
+
+
+@functools.singledispatch
+def take_apart(flow: Any) -> Parts:
+    """The parts of a ``FlowDistribution`` or ``AugmentedFlow``."""
+    raise NotImplementedError
+
+
+@take_apart.register
+def _(flow: FlowDistribution) -> Parts:
+    transform = flow.transform
+    network = transform.network if isinstance(transform, Embedded) else None
+    parts = [transform.transform if isinstance(transform, Embedded) else transform]
+    support: list[NumPyroTransform] = []
+    while parts and isinstance(last := parts[-1], Chain | NumPyroTransform):
+        if isinstance(last, Chain):
+            parts[-1:] = last.parts
+        else:
+            support.insert(0, last)
+            parts.pop()
+    if not parts:
+        raise ValueError(
+            "flow: it has no parameters to train (it is only a support). Build one with a recipe "
+            "such as `nf.realnvp`."
+        )
+    core, numbers = _unstandardized(parts[0] if len(parts) == 1 else Chain(parts))
+
+    def put_together(trained: FlowDistribution, numbers: Numbers | None) -> FlowDistribution:
+        transform, network = trained.transform, None
+        if isinstance(transform, Embedded):
+            network, transform = transform.network, transform.transform
+        if numbers is not None:
+            transform = _standardized(transform, numbers)
+        whole = Chain([transform, *support]) if support else transform
+        return _embedded(flow.base_dist, whole, network)
+
+    return Parts(_embedded(flow.base_dist, core, network), numbers, support, put_together)
+
+
+def _embedded(base: Distribution, transform: FlowTransform, network: Any) -> FlowDistribution:
+    """The flow, with its context read by the network if there is one."""
+    return FlowDistribution(base, transform if network is None else Embedded(transform, network))
+
+
+@take_apart.register
+def _(flow: AugmentedFlow) -> Parts:
+    (dim,) = flow.event_shape
+    transform, numbers = _unstandardized(flow.transform)
+    encoder, _ = _unstandardized(flow.encoder_transform)
+
+    def put_together(trained: AugmentedFlow, numbers: Numbers | None) -> AugmentedFlow:
+        transform, encoder = trained.transform, trained.encoder_transform
+        if numbers is not None:
+            # The coordinates beside the data keep their units; q reads x and context.
+            loc, scale, context = numbers
+            ones = np.ones(flow.augment_dim, scale.dtype)
+            zeros = 0 * ones
+            whole = Numbers(np.append(loc, zeros), np.append(scale, ones), context)
+            transform = _standardized(transform, whole)
+            of_x = (loc, scale, np.zeros_like(loc), np.full_like(scale, np.inf))
+            seen = map(np.append, of_x, context) if context else of_x[:2]
+            encoder = _standardized(encoder, Numbers(zeros, ones, tuple(seen)))
+        return flow.with_transforms(transform, encoder, flow.outer)
+
+    if numbers is not None:
+        numbers = Numbers(numbers.loc[:dim], numbers.scale[:dim], numbers.context)
+    support = [] if flow.outer is None else [flow.outer]
+    core = flow.with_transforms(transform, encoder, None)
+    return Parts(core, numbers, support, put_together)
+
+
+def _standardized(transform: FlowTransform, numbers: Numbers) -> FlowTransform:
+    """In standardised coordinates, from whole arrays on the device: to make them takes programs."""
+    width, dtype = transform.context_dim, numbers.scale.dtype
+    context = numbers.context or (np.zeros(width, dtype), np.ones(width, dtype))
+    loc, scale, context = jax.device_put((numbers.loc, numbers.scale, context))
+    standardized = Standardized(transform, loc, scale, *context[:2])
+    return CompressedContext(standardized, *context[2:]) if context[2:] else standardized
+
+
+def _unstandardized(transform: FlowTransform) -> tuple[FlowTransform, Numbers | None]:
+    """What is inside of a standardisation, and its numbers."""
+    compression: list[Fixed] = []
+    if isinstance(transform, CompressedContext):
+        compression = [transform.centre, transform.width]
+        transform = transform.transform
+    if not isinstance(transform, Standardized):
+        return transform, None
+    fixed = [transform.context_loc, transform.context_scale, *compression]
+    loc, scale, *context = (
+        np.asarray(number.value) for number in (transform.loc, transform.scale, *fixed)
+    )
+    return transform.transform, Numbers(loc, scale, tuple(context))
+
+
+def unconstrain(flow: Any, parts: Parts, table: Table) -> tuple[Table, np.ndarray]:
+    """Rows before the support's transforms, and log|det| of the way there at each row.
+
+    :raises ValueError: for rows outside of the support or on its boundary.
+    """
+    x, log_det = table.x, np.zeros(len(table.x))
+    if parts.support or not is_real(flow.support):
+        inside, value, log_dets = _unconstrained(flow, parts.support, x)
+        outside = ~np.asarray(inside)
+        if outside.any():
+            raise ValueError(
+                f"x: {say_rows(outside)} lie outside the flow's support {flow.support}; drop them "
+                "or build the flow with another `support=`."
+            )
+        x, log_det = np.asarray(value), np.asarray(log_dets, dtype=float)
+    if parts.support:
+        bad = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1) | ~np.isfinite(log_det)
+        if isinstance(parts.support[-1].codomain, type(constraints.simplex)):
+            # NumPyro clips a last share of 0 to the smallest number, far from any other row.
+            tiny = np.finfo(jnp.result_type(float)).tiny
+            bad |= (np.abs(x) > -0.9 * np.log(tiny)).any(axis=-1)
+        if bad.any():
+            raise ValueError(
+                f"x: {say_rows(bad)} lie on the boundary of the support, where the density is not "
+                "finite; move them inside or drop them."
+            )
+    return table._replace(x=x), log_det
+
+
+@jit
+def _unconstrained(flow: Any, transforms: list[NumPyroTransform], x: Array) -> Any:
+    x = x.astype(jnp.result_type(float))
+    if not transforms:
+        return flow.support(x), x, jnp.zeros(len(x))
+    return flow.support(x), *Chain(transforms).inverse_and_log_det(x)
+
+
+def moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, as the flow will hold them."""
+    value = value.astype(float)
+    loc = np.average(value, axis=0, weights=weights)
+    scale = np.sqrt(np.average((value - loc) ** 2, axis=0, weights=weights))
+    loc, scale = in_precision(loc), in_precision(scale)
+    info = np.finfo(scale.dtype)
+    # A spread of a few units in the last place is rounding, here or in the flow.
+    ulps = 16 * float(info.eps) * np.abs(value).max(axis=0)
+    constant = (np.ptp(value, axis=0) <= ulps) | (scale < info.tiny)
+    if constant.any():
+        reason = {
+            "x": "so the density is not bounded there; drop it or add noise",
+            "context": "so nothing can be learned from it; drop it",
+        }
+        raise ValueError(
+            f"{name}: {say_columns(constant)} {'is' if constant.sum() == 1 else 'are'} constant "
+            f"to the precision of {scale.dtype}, {reason[name]}."
+        )
+    return loc, scale
+
+
+def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
+    """Weight 0 for rows that are few and far from all others, and what to say of them."""
+    columns = {"x": table.x}
+    if not embedded and table.context is not None:
+        columns["context"] = table.context
+    apart = [set_apart(name, value, table.weights) for name, value in columns.items()]
+    rows = np.any([rows for rows, _ in apart], axis=0)
+    if not rows.any():
+        return table, []
+    weights = np.where(rows, 0, table.weights)
+    weights = (weights / weights[weights > 0].mean(dtype=float)).astype(weights.dtype)
+    return table._replace(weights=weights), [note for _, note in apart if note]
+
+
+def numbers_of(table: Table, parts: Parts, embedded: bool) -> tuple[Numbers, list[str]]:
+    """The numbers of a standardisation, and what to say of them.
+
+    Mean and standard deviation, but quantiles where these are those of a few rows; a column of the
+    context is then compressed.
+    """
+    loc, scale = moments("x", table.x, table.weights)
+    skewed, median, width = heavy(table.x, table.weights)
+    notes = []
+    if table.x.ndim == 2 and parts.support:
+        # The circle has its own units and no place to start from.
+        circular = np.array(angles(parts.support[-1].codomain, table.x.shape[1]))
+        loc, scale = np.where(circular, 0, loc), np.where(circular, 1, scale)
+        skewed &= ~circular
+    if skewed.any():
+        loc, scale = (
+            np.where(skewed, robust, usual).astype(usual.dtype)
+            for robust, usual in ((median, loc), (width, scale))
+        )
+        notes.append(
+            f"x: tails rule the standard deviation of {say_columns(skewed)}; quantiles standardise "
+            "instead. A flow learns such tails badly: of positive numbers, build it with "
+            "`support=constraints.positive`; else put `nf.elementwise.HeavyTail` at its end."
+        )
+    if embedded or table.context is None:
+        return Numbers(loc, scale), notes
+    context = table.context
+    moments("context", context, table.weights)  # raises for constant columns
+    skewed, median, width = heavy(context, table.weights)
+    if not skewed.any():
+        return Numbers(loc, scale, moments("context", context, table.weights)), notes
+    one_sided = (context >= 0).all(axis=0) | (context <= 0).all(axis=0)
+    for i in np.flatnonzero(skewed & one_sided):
+        # From the small numbers on, in orders of magnitude.
+        sizes = np.abs(context[:, i])
+        median[i], width[i] = 0, np.quantile(sizes[sizes > 0], 0.01)
+    centre = in_precision(np.where(skewed, median, 0))
+    width = in_precision(np.where(skewed, width, np.inf))
+    notes.append(
+        f"context: {say_columns(skewed, 'span')} orders of magnitude; the flow sees the inverse "
+        "hyperbolic sine, which is like the logarithm."
+    )
+    seen = compress(context, centre, width)
+    return Numbers(loc, scale, (*moments("context", seen, table.weights), centre, width)), notes
+
+
+def compress(context: np.ndarray, centre: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """The context as a :class:`CompressedContext` passes it on."""
+    is_linear = np.isinf(width)
+    bent = np.arcsinh((context - centre.astype(float)) / np.where(is_linear, 1, width))
+    return np.where(is_linear, context, bent)
+
+
+def whiten(table: Table, numbers: Numbers, embedded: bool) -> tuple[Table, float]:
+    """Rows as the core sees them, and log|det| of the way there."""
+    x = (table.x.astype(float) - numbers.loc) / numbers.scale
+    context = table.context
+    if not embedded and context is not None:
+        loc, scale, *compression = numbers.context
+        context = compress(context, *compression) if compression else context
+        context = (context.astype(float) - loc) / scale
+    log_det = np.log(numbers.scale.astype(float)).sum()
+    return table._replace(x=x, context=context), -log_det
