@@ -10,7 +10,6 @@ from .dequantization import Dequantized, bits_per_dim, dequantization_noise, deq
 from .diagnostics import check_transform
 from .distribution import FlowDistribution, combine, partition
 from .flow_matching import fit_flow_matching
-from .images import glow, grey_levels
 from .infer import (
     STL_ELBO,
     AmortizedFlow,
@@ -34,6 +33,8 @@ from .recipes import (
     bnaf,
     cnf,
     coupling_flow,
+    glow,
+    grey_levels,
     iaf,
     maf,
     nice,
@@ -42,6 +43,7 @@ from .recipes import (
     planar,
     radial,
     realnvp,
+    residual_flow,
     sylvester,
 )
 from .serialization import load, register, save
@@ -99,6 +101,7 @@ __all__ = [
     "grey_levels",
     "coupling_flow",
     "autoregressive_flow",
+    "residual_flow",
     # the flow and its parts
     "FlowDistribution",
     "AugmentedFlow",
