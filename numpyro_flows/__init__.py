@@ -10,7 +10,6 @@ from .augmented import AugmentedFlow
 from .dequantization import Dequantized, dequantization_noise, dequantize, equalize
 from .diagnostics import bits_per_dim, check_transform
 from .distribution import FlowDistribution, combine, partition
-from .images import glow, grey_levels
 from .infer import (
     STL_ELBO,
     AmortizedFlow,
@@ -37,6 +36,8 @@ from .recipes import (
     bnaf,
     cnf,
     coupling_flow,
+    glow,
+    grey_levels,
     iaf,
     maf,
     nice,
@@ -45,6 +46,7 @@ from .recipes import (
     planar,
     radial,
     realnvp,
+    residual_flow,
     sylvester,
 )
 from .training import FitResult, FlowMatching, fit
@@ -71,6 +73,7 @@ __all__ = [
     "grey_levels",
     "coupling_flow",
     "autoregressive_flow",
+    "residual_flow",
     # the flow and its parts
     "FlowDistribution",
     "AugmentedFlow",

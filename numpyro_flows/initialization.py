@@ -56,7 +56,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
         return eqx.tree_at(lambda model: model.flow, flow, initialize(flow.flow, noisy, context))
     if isinstance(flow, FlowDistribution):
         transform = initialize(flow.transform, batch, context)
-        return FlowDistribution(flow.base_dist, transform, validate_args=flow._validate_args)
+        return flow.with_parts(flow.base_dist, transform)
     if not isinstance(flow, FlowTransform):
         raise TypeError(
             f"flow: expected a FlowDistribution or a FlowTransform, got {type(flow).__name__}."

@@ -6,6 +6,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from cases import conv_coupling, shake
+from numpyro.distributions import constraints
 from scipy import stats
 
 import numpyro_flows as nf
@@ -193,6 +194,18 @@ def test_grey_levels_are_the_logit_of_realnvp(x64):
     assert np.allclose(flow.log_prob(y), expected)
 
 
+def test_a_support_for_each_channel():
+    support = (constraints.positive, constraints.real)
+    flow = nf.glow(KEY, (4, 4, 2), levels=1, support=support, **TINY)
+    x = flow.sample(KEY, (3,))
+    assert (x[..., 0] > 0).all()
+    assert (x[..., 1] < 0).any()
+    plain = nf.glow(KEY, (4, 4, 2), levels=1, **TINY)
+    logs = np.log(x[..., 0])
+    expected = plain.log_prob(x.at[..., 0].set(logs)) - logs.sum((1, 2))
+    assert np.allclose(flow.log_prob(x), expected, rtol=1e-5)
+
+
 def test_equalization_is_the_histogram(dtype):
     counts = np.array([90.0, 1.0, 4.0, 5.0])
     t = nf.transforms.Equalization(counts, (1,))
@@ -266,6 +279,11 @@ BAD = {
         lambda: nf.transforms.Equalization(np.ones((2, 4)), (3,)),
         ValueError,
         r"counts: expected shape \(L,\), or \(C, L\)",
+    ),
+    "angles": (
+        lambda: nf.glow(KEY, (8, 8, 1), support=constraints.circular),
+        ValueError,
+        "got angles, which Glow would tear",
     ),
     "margin": (lambda: nf.grey_levels(256, margin=0.5), ValueError, "between 0 and 1/2"),
 }

@@ -1,6 +1,5 @@
-"""NICE and RealNVP: the recipes and the distributions they return."""
+"""The recipes, NICE and RealNVP above all, and the distributions that they return."""
 
-import ast
 import inspect
 from functools import partial
 
@@ -18,8 +17,7 @@ from hypothesis import strategies as st
 from numpyro.distributions import constraints
 
 import numpyro_flows as nf
-from numpyro_flows.infer.guide import for_guide
-from numpyro_flows.recipes import _permutations, in_guides
+from numpyro_flows.recipes._building import permutations
 
 RECIPES = {"nice": nf.nice, "realnvp": nf.realnvp}
 SMALL = {"depth": 3, "hidden": (8,)}
@@ -39,7 +37,7 @@ def test_permutations(permutation):
     """Together the identity, the same for every key, and two layers move every coordinate."""
     for dim, depth in ((1, 1), (2, 5), (3, 2), (8, 8)):
         total = np.arange(dim)
-        for p in _permutations(permutation, dim, depth, seed=0):
+        for p in permutations(permutation, dim, depth, seed=0):
             total = total[p]
         np.testing.assert_array_equal(total, np.arange(dim))
     x = points(3)
@@ -50,7 +48,7 @@ def test_permutations(permutation):
     assert first.permutations == second.permutations
     biased = jax.tree.map(lambda leaf: leaf + 1.0, first)
     assert (np.abs(biased(x) - x) > 1e-3).all()
-    assert _permutations("random", 8, 4, seed=0) != _permutations("random", 8, 4, seed=1)
+    assert permutations("random", 8, 4, seed=0) != permutations("random", 8, 4, seed=1)
 
 
 def test_nice_preserves_volume_exactly(dtype):
@@ -360,42 +358,6 @@ BUILD = partial(nf.realnvp, jax.random.key(0))
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-def test_no_recipe_ignores_an_argument():
-    for module in (nf.recipes, nf.images):
-        for node in ast.parse(inspect.getsource(module)).body:
-            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
-                continue
-            read = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
-            arguments = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)}
-            assert arguments <= read, f"{node.name} ignores {arguments - read}"
-
-
-@pytest.mark.parametrize("recipe", [nf.planar, nf.radial, nf.sylvester, nf.cnf, nf.augmented_cnf])
-def test_where_nothing_is_permuted_there_is_no_seed(recipe):
-    with pytest.raises(TypeError, match="permutation_seed"):
-        recipe(jax.random.key(0), 2, permutation_seed=1)
-
-
-def test_guides_set_what_a_recipe_declares_and_nothing_else():
-    def own(key, dim, *, inverse=3, trace="of sums", throw="far"):
-        return inverse, trace, throw
-
-    assert for_guide(own)(jax.random.key(0), 2) == (3, "of sums", "far")
-    assert for_guide(partial(own, throw=1))(jax.random.key(0), 2) == (3, "of sums", 1)
-    declared = in_guides(inverse=4, trace="exact")(own)
-    assert for_guide(declared)(jax.random.key(0), 2) == (4, "exact", "far")
-    assert for_guide(partial(declared, trace="mine"))(jax.random.key(0), 2) == (4, "mine", "far")
-    assert declared(jax.random.key(0), 2) == (3, "of sums", "far")
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [nf.autoregressive_flow, nf.nsf_ar, nf.planar, nf.radial, nf.sylvester, nf.bnaf],
-)
-def test_guides_ask_for_fast_sampling(recipe):
-    assert for_guide(recipe).keywords == {"inverse": False}
 
 
 # Each example compiles anew, so there are few, and no search for the smallest failing one.

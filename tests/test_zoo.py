@@ -23,7 +23,7 @@ from numpyro_flows.elementwise import (
     RationalQuadraticSpline,
 )
 from numpyro_flows.nn import masked_product
-from numpyro_flows.recipes import _permutations
+from numpyro_flows.recipes._building import permutations
 from numpyro_flows.solve import monotone_root
 from numpyro_flows.transforms import autoregressive
 
@@ -461,7 +461,7 @@ def test_bad_input(call, error, message):
 
 def test_permutations_of_two_coordinates_always_swap():
     """Chance would leave one coordinate still for several layers."""
-    assert _permutations("random", 2, 6, seed=0)[:-1] == [[1, 0]] * 5
+    assert permutations("random", 2, 6, seed=0)[:-1] == [[1, 0]] * 5
 
 
 def test_a_composed_flow_has_heavy_tails():

@@ -92,7 +92,7 @@ class Conditioner(MLP):
     The other arguments, and calling it on what ``encoding.read`` returns, are those of the MLP.
     """
 
-    encoding: Encoding
+    encoding: Encoding = eqx.field(kw_only=True)
 
     def __init__(
         self,

@@ -428,8 +428,12 @@ def _as_module(field: Any) -> Any:
 def _solver_name(solver: Any) -> str:
     name = solver if isinstance(solver, str) else type(solver).__name__
     cls = getattr(diffrax, name, None)
-    explicit = isinstance(cls, type) and issubclass(cls, diffrax.AbstractERK)
-    if not explicit or (not isinstance(solver, str) and solver != cls()):
+    known = (
+        isinstance(cls, type)
+        and issubclass(cls, diffrax.AbstractERK)
+        and (isinstance(solver, str) or solver == cls())
+    )
+    if not known:
         raise ValueError(
             "solver: expected the name of an explicit Runge-Kutta method of diffrax, such as "
             f"'Tsit5', 'Dopri5' or 'Heun', got {solver!r}."

@@ -1,21 +1,18 @@
 """Flows of images: :func:`glow`, with RealNVP's checkerboards as an option."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import Distribution, Normal, biject_to, constraints
+from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.constraints import Constraint
 
-from .checks import check_image_shape, check_key, check_size, is_real
-from .distribution import FlowDistribution
-from .elementwise import Affine, ElementwiseMap
-from .recipes import channel_permutations
-from .transform import FlowTransform, Inverse
-from .transforms import (
+from ..checks import check_image_shape, check_key, check_size
+from ..distribution import FlowDistribution
+from ..elementwise import Affine, ElementwiseMap
+from ..transform import FlowTransform, Inverse
+from ..transforms import (
     ActNorm,
     Chain,
     ConvCoupling,
@@ -23,11 +20,12 @@ from .transforms import (
     Householder,
     LULinear,
     MultiScale,
-    NumPyroTransform,
     Pixelwise,
     Scan,
     Squeeze,
 )
+from ._building import channel_permutations, check_no_angles, flow_on
+from ._options import Support
 
 
 def glow(
@@ -38,7 +36,7 @@ def glow(
     depth: int | Sequence[int] = 8,
     hidden: Sequence[int] | Sequence[Sequence[int]] = (128, 128),
     context_dim: int = 0,
-    support: Constraint = constraints.real,
+    support: Support = constraints.real,
     base: Distribution | None = None,
     permutation_seed: int = 0,
     map: ElementwiseMap | None = None,
@@ -70,8 +68,8 @@ def glow(
     :param depth: steps per level, or one number for each level, finest first.
     :param hidden: channels of the hidden layers of the networks, or for each level, finest first.
     :param context_dim: width of the context, such as 10 for one-hot classes.
-    :param support: constraint that the data satisfies, a scalar one; ``nf.grey_levels(256)`` is
-        the logit preprocessing of images.
+    :param support: scalar constraint that the data satisfies, or a tuple of one per channel;
+        ``nf.grey_levels(256)`` is the logit preprocessing of images.
     :param base: distribution of z; standard normal by default.
     :param permutation_seed: seed of the channel permutations between steps.
     :param map: elementwise map of the couplings; by default affine, its log-scale bounded by
@@ -130,15 +128,8 @@ def glow(
             level.insert(0, ConvCoupling(split_key, squeeze.out_shape, map, hidden=(), **config))
         parts.append(Chain(level))
         seen = (height, width, channels // 2)
-    transform: FlowTransform = MultiScale(parts[::-1])
-    dim = math.prod(shape)
-    if base is None:
-        base = Normal(jnp.zeros(dim), jnp.ones(dim))
-    elif isinstance(base, Distribution) and base.shape() == ():
-        base = base.expand((dim,))
-    if not is_real(support):
-        transform = Chain([transform, NumPyroTransform(biject_to(support), shape)])
-    return FlowDistribution(base, transform)
+    transform = MultiScale(parts[::-1])
+    return flow_on(check_no_angles("Glow", support, shape[-1]), transform, base)
 
 
 def grey_levels(levels: int = 256, *, margin: float = 0.05) -> Constraint:
