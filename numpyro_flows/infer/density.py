@@ -8,6 +8,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.util import log_density
+from numpyro.primitives import Messenger
 
 from . import _numpyro
 
@@ -81,6 +82,21 @@ def hidden_discrete(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dic
     hidden = hidden_sites(model, args, kwargs)
     enumerable = all(site["fn"].has_enumerate_support for site in hidden.values())
     return hidden if enumerable else {}
+
+
+class whole_plates(Messenger):
+    """A model whose subsampled plates have all their rows."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "plate":
+            size, _ = msg["args"]
+            msg["args"], msg["value"] = (size, size), jnp.arange(size)
+
+
+def is_subsampled(trace: dict[str, dict[str, Any]]) -> bool:
+    """Whether a trace has a plate of which it saw some rows alone."""
+    plates = [site["args"] for site in trace.values() if site["type"] == "plate"]
+    return any(some is not None and some != size for size, some in plates)
 
 
 class Joint(NamedTuple):

@@ -39,6 +39,13 @@ class GuideFit(Trained):
             f"ELBO {self.elbo:.3f} +- {self.elbo_error:.3f}, importance ESS {self.ess:.0%}, "
             f"k-hat {self.khat:.2f}"
         )
+        if self.is_noisy:
+            return (
+                f"not judged: ELBO {self.elbo:.3f} +- {self.elbo_error:.3f}. The importance "
+                "weights have the noise of rows drawn at random, since the model cannot be run on "
+                "all rows with these arguments. Judge the guide with all rows: "
+                "`nf.importance_log_weights(key, guide, params, ...)`."
+            )
         skipped = f"; {self.num_skipped} steps skipped" if self.num_skipped else ""
         if self.trusted:
             return f"reliable: {figures}{skipped}."

@@ -42,6 +42,8 @@ class Begun(NamedTuple):
 
     density: LogDensity
     starts: Array
+    args: tuple
+    kwargs: dict[str, Any]
 
 
 class Located(NamedTuple):
@@ -161,7 +163,7 @@ class AutoFlow(AutoContinuous):
         # Outside, `build` would be compiled for evaluation at compile time and then again.
         with jax.ensure_compile_time_eval() if traced else contextlib.nullcontext():
             _, self.rest = build(self._recipe, self.latent_dim, jax.random.key(0))
-        return Begun(density, starts)
+        return Begun(density, starts, args, kwargs)
 
     def _unpack_latent(self, latent: Array) -> Sites:
         # For NumPyro's NeuTraReparam.
@@ -177,15 +179,16 @@ class AutoFlow(AutoContinuous):
         :param begun: what :meth:`set_up` returned.
         :raises ValueError: if the density is not finite around any start.
         """
-        density, starts = begun
-        if self._init != "location" and is_traced(begun):
+        density, starts = begun.density, begun.starts
+        is_under_jit = is_traced((density, starts))
+        if self._init != "location" and is_under_jit:
             warnings.warn(
                 f"{self.title}: set up under `jax.jit`, where the search for a "
                 "preconditioner cannot run; the guide begins at its start, with standard deviation "
                 "`init_scale`. Call `svi.init(key, *args)` outside `jit`.",
                 stacklevel=2,
             )
-        if self._init == "location" or is_traced(begun):
+        if self._init == "location" or is_under_jit:
             scale = np.full(self.latent_dim, self._init_scale, starts.dtype)
             return Located(FixedAffine(starts[0], scale), 0)
         seed = np.asarray(jax.random.key_data(key)).tolist()
@@ -208,14 +211,15 @@ class AutoFlow(AutoContinuous):
         return SetUp(self.title, self.model, self.init_loc_fn, key, args, kwargs).space
 
     def log_density(
-        self, params: dict[str, Any], args: tuple, kwargs: dict[str, Any]
+        self, params: dict[str, Any], args: tuple, kwargs: dict[str, Any], *, whole: bool = False
     ) -> LogDensity:
         """The model's log density over the latent space at these arguments.
 
         :param params: trained parameters; those of the model itself are used.
+        :param whole: whether subsampled plates have all their rows.
         """
         space, own = self._space_at(args, kwargs), model_params(self, params)
-        return LogDensity(self.model, space, args, kwargs, jax.random.key(0), own)
+        return LogDensity(self.model, space, args, kwargs, jax.random.key(0), own, whole=whole)
 
     def flow(self, params: Any, affine: FixedAffine) -> FlowDistribution:
         """The flow over the latent space with these parameters, behind a preconditioner."""

@@ -17,7 +17,7 @@ from .density import check_set_up, log_joint
 from .guide import AutoFlow
 from .guide_flow import check_exact
 from .maps import BATCH, Weighted, draw
-from .traced import Traced
+from .traced import Traced, traced_at
 
 
 def weighted_draws(
@@ -35,7 +35,8 @@ def weighted_draws(
     if isinstance(guide, AutoFlow):
         return draw(guide.learned(params, args, kwargs), key, num_draws)
 
-    def one(key: Array, params: dict[str, Any]) -> Weighted:
+    def one(arguments: Any, key: Array, params: dict[str, Any]) -> Weighted:
+        args, kwargs = arguments
         guide_key, model_key = jax.random.split(key)
         log_q, trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
         check_exact([site.get("fn") for site in trace.values()])
@@ -48,7 +49,9 @@ def weighted_draws(
         joint = log_joint(guide.model, model_key, args, kwargs, params | plates | latent)
         return Weighted(joint.sites, joint.log_density, jnp.asarray(log_q))
 
-    return _each(Traced(one, key, params), jax.random.split(key, num_draws), params)
+    return _each(
+        traced_at(one, (args, kwargs), key, params), jax.random.split(key, num_draws), params
+    )
 
 
 @jit(once=True)

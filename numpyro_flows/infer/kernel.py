@@ -20,13 +20,13 @@ from numpyro.util import is_prng_key
 from ..checks import check_size
 from ..compilation import is_outside, is_traced, jit
 from ..distribution import FlowDistribution
-from .arguments import Static, join_arguments, split_arguments
 from .guide import AutoFlow
 from .guide_flow import guide_flow
 from .latent_space import sites_of
 from .learning import GOOD_ENOUGH, TRAIN, Chosen, Learned, learn
 from .maps import LearnedMap
 from .report import FlowNUTSReport, report_of, report_of_run
+from .traced import Traced
 
 #: Fewest iterations in which NUTS finds a step size.
 LEAST_WARMUP: Final = 20
@@ -265,10 +265,6 @@ class FlowNUTS(MCMCKernel):
         density = self._known().model.log_density(args, kwargs)
         return LearnedMap(density, *chosen)
 
-    def _potential(self, chosen: Chosen, args: tuple, kwargs: dict[str, Any]) -> Callable:
-        learned = self._map_at(chosen, args, kwargs)
-        return lambda u: -learned.log_density(u)
-
     def init(
         self,
         rng_key: Array,
@@ -296,19 +292,23 @@ class FlowNUTS(MCMCKernel):
             )
         self._num_warmup = num_warmup
         learned = self._learn(model_args, kwargs)
-        traced, static = split_arguments(model_args, kwargs)
         many = not is_prng_key(rng_key)
-        built_for = (id(learned), num_warmup, many, static)
+        built_for = (id(learned), num_warmup, many)
         if self._sample_fn is None or self._built_for != built_for:
-            self._build(num_warmup, many, static)
+            self._build(num_warmup, many)
             self._built_for = built_for
         if init_params is not None:
             init_params = self._checked_start(init_params, rng_key.shape[:1] if many else ())
-        return self._init_fn(rng_key, init_params, learned.chosen, traced)
+        strategy = None
+        if init_params is None and self._init_strategy is not None:
+            model = learned.model._replace(init_strategy=self._init_strategy)
+            strategy = model.set_up(jax.random.key(0), model_args, kwargs).traced
+        learned_map = self._map_at(learned.chosen, model_args, kwargs)
+        return self._init_fn(rng_key, init_params, strategy, learned_map)
 
-    def _build(self, num_warmup: int, many: bool, static: Static) -> None:
+    def _build(self, num_warmup: int, many: bool) -> None:
         """The programs that start one or many chains and move them on."""
-        init, sample = hmc(potential_fn_gen=self._potential, algo="NUTS")
+        init, sample = hmc(potential_fn_gen=_potential_of, algo="NUTS")
         learned = self._known()
         good, wide = learned.ess >= GOOD_ENOUGH, learned.model.space.dim >= 50
         chosen_by_us = {
@@ -322,18 +322,19 @@ class FlowNUTS(MCMCKernel):
 
         # Compiled as one: run bit by bit, its many small programs take seconds.
         @jit(once=True)
-        def begin(rng_key: Array, init_params: Any, chosen: Chosen, traced: Any) -> FlowNUTSState:
-            args, kwargs = join_arguments(traced, static)
-
+        def begin(
+            rng_key: Array, init_params: Any, strategy: Traced | None, learned_map: LearnedMap
+        ) -> FlowNUTSState:
             def chain(rng_key: Array, init_params: Any) -> HMCState:
                 start_key, rng_key = jax.random.split(rng_key)
-                start = self._start(start_key, init_params, chosen, args, kwargs)
-                arguments = (chosen, args, kwargs)
+                start = _start(start_key, init_params, strategy, learned_map)
+                arguments = (learned_map,)
                 return init(start, num_warmup, model_args=arguments, rng_key=rng_key, **settings)
 
             warped = (jax.vmap(chain) if many else chain)(rng_key, init_params)
             rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
             no = jnp.zeros(warped.i.shape, bool)
+            chosen = Chosen(learned_map.flow, learned_map.windings)
             z = self._sites(chosen, warped.z)
             return FlowNUTSState(z, warped, chosen, no, jnp.zeros_like(warped.i), rng_key)
 
@@ -366,26 +367,6 @@ class FlowNUTS(MCMCKernel):
                 )
         return start
 
-    def _start(
-        self, key: Array, init_params: Any, chosen: Chosen, args: tuple, kwargs: dict[str, Any]
-    ) -> Array:
-        """Where a chain starts in the base space."""
-        model, space = self._known().model, self._known().model.space
-        if init_params is not None:
-            # NumPyro's unconstrained values are ours, but for angles, which it cuts.
-            latent = space.pack(
-                {
-                    name: biject_to(constraints.circular)(x) if name in space.circular else x
-                    for name, x in init_params.items()
-                }
-            )
-        elif self._init_strategy is not None:
-            with handlers.block():
-                latent = model.set_up(key, args, kwargs).start
-        else:
-            return self._map_at(chosen, args, kwargs).sample_start(key)
-        return chosen.flow.transform.inv(space.wind(latent, chosen.windings))
-
     def _sites(self, chosen: Chosen, u: Array) -> dict[str, Array]:
         """Unconstrained values of the sites from points of the base space, ``(*batch, dim)``."""
         return self._known().model.space.unpack(chosen.flow.transform(u))
@@ -394,7 +375,7 @@ class FlowNUTS(MCMCKernel):
         self, state: FlowNUTSState, model_args: tuple, model_kwargs: dict[str, Any]
     ) -> FlowNUTSState:
         """One iteration of NUTS in the base space, and a jump if it is time for one."""
-        arguments = (state.flow, model_args, model_kwargs)
+        arguments = (self._map_at(state.flow, model_args, model_kwargs),)
         many = not is_prng_key(state.rng_key)
         begun = state.warped._replace(rng_key=state.rng_key)
         # What is known of the point where warm-up ended may be of other arguments.
@@ -424,12 +405,12 @@ class FlowNUTS(MCMCKernel):
 
     def _refresh(self, arguments: tuple, warped: HMCState) -> HMCState:
         """Energy and gradient at the current point, at these arguments."""
-        energy, grad = jax.value_and_grad(self._potential(*arguments))(warped.z)
+        energy, grad = jax.value_and_grad(_potential_of(*arguments))(warped.z)
         return warped._replace(potential_energy=energy, z_grad=grad)
 
     def _jump(self, arguments: tuple, warped: HMCState) -> tuple[HMCState, Array]:
         """An independence Metropolis step with the base distribution as proposal."""
-        base, potential = arguments[0].flow.base_dist, self._potential(*arguments)
+        base, potential = arguments[0].base, _potential_of(*arguments)
         key, propose_key, accept_key = jax.random.split(warped.rng_key, 3)
         proposal = base.sample(propose_key)
         energy, grad = jax.value_and_grad(potential)(proposal)
@@ -463,6 +444,28 @@ class FlowNUTS(MCMCKernel):
         names = [name for name, _ in learned.model.space.shapes]
         run = report_of_run(mcmc, names, self._jump_every)
         return dataclasses.replace(report_of(learned), run=run)
+
+
+def _potential_of(learned: LearnedMap) -> Callable[[Array], Array]:
+    return lambda u: -learned.log_density(u)
+
+
+def _start(key: Array, init_params: Any, strategy: Traced | None, learned: LearnedMap) -> Array:
+    """Where a chain starts in the base space."""
+    space = learned.space
+    if init_params is not None:
+        # NumPyro's unconstrained values are ours, but for angles, which it cuts.
+        latent = space.pack(
+            {
+                name: biject_to(constraints.circular)(x) if name in space.circular else x
+                for name, x in init_params.items()
+            }
+        )
+    elif strategy is not None:
+        _, latent = strategy(key)
+    else:
+        return learned.sample_start(key)
+    return learned.transform.inv(space.wind(latent, learned.windings))
 
 
 def _same(one: Any, other: Any) -> bool:

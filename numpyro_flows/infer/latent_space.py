@@ -15,11 +15,11 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.util import sum_rightmost
 
 from ..compilation import is_traced, jit, split
-from .density import latent_of, log_joint
+from .density import latent_of, log_joint, whole_plates
 from .preconditioner import Matrix, Rows
 from .setup import check_latent, explained
 from .supports import Winding, constrain, is_circular, wrapped
-from .traced import Traced
+from .traced import Traced, traced_at
 
 Sites = dict[str, Array]
 
@@ -114,6 +114,7 @@ class LogDensity(eqx.Module):
     :param params: values of the model's own ``param`` sites.
     :param as_nuts: whether a site's scale and mask hold for its log-determinant as well, as
         NumPyro's HMC has it, and not as its guides have it.
+    :param whole: whether subsampled plates have all their rows.
     """
 
     space: LatentSpace
@@ -130,11 +131,16 @@ class LogDensity(eqx.Module):
         params: Mapping[str, Any] | None = None,
         *,
         as_nuts: bool = False,
+        whole: bool = False,
     ):
         params = dict(params or {})
         dtype = jnp.result_type(float)
 
-        def value(u: Array, key: Array) -> tuple[Array, Any]:
+        if whole:
+            model = whole_plates(model)
+
+        def value(arguments: Any, u: Array, key: Array) -> tuple[Array, Any]:
+            args, kwargs = arguments
             sites, log_dets = {}, {}
             event_dims = dict(space.event_dims)
             for name, x in space.unpack(u).items():
@@ -155,8 +161,11 @@ class LogDensity(eqx.Module):
             return (joint.log_density + total).astype(u.dtype), (joint.sites, supports)
 
         self.space, self.key = space, key
-        self.traced = Traced(
-            jax.value_and_grad(value, has_aux=True), jax.ShapeDtypeStruct((space.dim,), dtype), key
+        self.traced = traced_at(
+            jax.value_and_grad(value, argnums=1, has_aux=True),
+            (args, kwargs),
+            jax.ShapeDtypeStruct((space.dim,), dtype),
+            key,
         )
         (_, (_, supports)), _ = self.traced.outputs
         for name, support in supports.items():
@@ -309,10 +318,10 @@ class SetUp:
         kwargs: dict[str, Any],
     ):
         self._model, self._init_loc_fn = model, init_loc_fn
-        self._args, self._kwargs = args, kwargs
         kept: list[Any] = []
 
-        def run(key: Array) -> tuple[list[Array], Array]:
+        def run(arguments: Any, key: Array) -> tuple[list[Array], Array]:
+            self._args, self._kwargs = arguments
             trace = self._trace(key)
             latent = latent_of(trace)
             check_latent(guide, latent)
@@ -321,8 +330,8 @@ class SetUp:
             return [x for x in kept[0] if is_traced(x)], space.pack(start)
 
         with explained(guide):
-            self._traced = Traced(run, key)
-        found, self.start = evaluate(self._traced, key)
+            self.traced = traced_at(run, (args, kwargs), key)
+        found, self.start = evaluate(self.traced, key)
         numbers = iter(found)
         leaves = [next(numbers) if is_traced(x) else x for x in kept[0]]
         self.space, self.trace = jax.tree.unflatten(kept[1], leaves)
@@ -362,7 +371,7 @@ class SetUp:
         :raises ValueError: if there are none.
         """
         for key in self._keys:
-            starts = _starts(self._traced, key)
+            starts = _starts(self.traced, key)
             values, grads = rows_value_and_grad(density, {}, starts)
             if is_traced(values):
                 finite = jnp.isfinite(values) & jnp.isfinite(grads).all(axis=1)
@@ -376,7 +385,7 @@ class SetUp:
     @property
     def starts(self) -> Array:
         """Other starts, ``(NUM_STARTS, dim)``."""
-        return _starts(self._traced, self._keys[0])
+        return _starts(self.traced, self._keys[0])
 
     def _no_start(self) -> str:
         """What to say where no start has a finite density."""

@@ -22,11 +22,13 @@ def explained(guide: str) -> Iterator[None]:
         jax.errors.ConcretizationTypeError,
         jax.errors.TracerIntegerConversionError,
         jax.errors.NonConcreteBooleanIndexError,
+        jax.errors.TracerArrayConversionError,
     ) as error:
         raise ValueError(
             f"{guide}: the model's structure or shapes depend on the value of a latent site or of "
             "an array that is traced, and a guide needs them fixed. Replace `if` by `jnp.where` or "
-            "`jax.lax.cond` and selections by masks (`dist.mask`), and pass sizes as Python ints. "
+            "`jax.lax.cond` and selections by masks (`dist.mask`), pass sizes as Python ints, and "
+            "index NumPy arrays that are no arguments as `jnp.asarray(y)[i]`. "
             f"JAX says: {str(error).splitlines()[0]}"
         ) from error
 

@@ -7,10 +7,12 @@ part compares by what was traced, equation by equation: to ``jax.jit`` the same 
 numbers of the same shapes is the same program.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
@@ -107,6 +109,23 @@ class _Program:
 
     def __hash__(self) -> int:
         return self._hash
+
+
+def traced_at(function: Callable[..., Any], arguments: Any, *examples: Any) -> "Traced":
+    """Trace ``function(arguments, *examples)`` with the arguments closed over.
+
+    NumPy arrays stay what they are, so that a model may compute shapes from them; where it indexes
+    one by what is traced, as rows of a subsample, they become JAX arrays.
+    """
+    try:
+        return Traced(functools.partial(function, arguments), *examples)
+    except jax.errors.TracerArrayConversionError:
+        arrays = jax.tree.map(_as_jax, arguments)
+        return Traced(functools.partial(function, arrays), *examples)
+
+
+def _as_jax(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf" else leaf
 
 
 @jax.tree_util.register_pytree_node_class

@@ -23,6 +23,8 @@ class Trained:
     :ivar elbo_error: its standard error.
     :ivar khat: Pareto shape of the importance weights; see ``nf.diagnostics.psis_khat``.
     :ivar ess: effective sample size of importance sampling, as a fraction of the draws.
+    :ivar is_noisy: whether the weights are of random subsamples of rows, whose noise says nothing
+        of the guide: the model could not be run on all rows of its plates.
     """
 
     params: dict[str, Any]
@@ -31,6 +33,7 @@ class Trained:
     elbo_error: float
     khat: float
     ess: float
+    is_noisy: bool
 
     @property
     def num_skipped(self) -> int:
@@ -40,7 +43,7 @@ class Trained:
     @property
     def trusted(self) -> bool:
         """Whether the guide covers the posterior: k-hat below 0.7, or weights nearly equal."""
-        return self.khat < 0.7 or self.ess >= NEARLY_EQUAL
+        return not self.is_noisy and (self.khat < 0.7 or self.ess >= NEARLY_EQUAL)
 
 
 class NeverFinite(ValueError):
@@ -84,6 +87,7 @@ def train(
             elbo_error=float(log_weights.std() / len(log_weights) ** 0.5),
             khat=psis_khat(log_weights),
             ess=importance_ess(log_weights),
+            is_noisy=trainer.is_noisy,
         )
 
     # Where the preconditioner, or the parameters given, leave nothing to gain, no step is made.
@@ -120,5 +124,5 @@ def train(
                 (judged(params, all_losses) for params in candidates),
                 key=lambda each: np.nan_to_num(each.elbo, nan=-np.inf),
             )
-            if trained.trusted or not schedule.resume():
+            if trained.trusted or trained.is_noisy or not schedule.resume():
                 return trained

@@ -1,6 +1,7 @@
 """What ``fit_guide`` trains: a flow over a latent space, or anything that NumPyro's ``SVI`` can."""
 
 import copy
+import functools
 from typing import Any, Final, Protocol
 
 import jax
@@ -16,10 +17,11 @@ from numpyro.infer.svi import SVIState
 
 from ..compilation import jit, split
 from .arguments import Static, join_arguments, split_arguments
-from .density import hidden_discrete, unblocked
+from .density import hidden_discrete, is_subsampled, unblocked
 from .elbo import STL_ELBO, LatentELBO, with_penalties
 from .guide import AutoFlow, Begun
 from .importance import importance_log_weights
+from .latent_space import LogDensity
 from .maps import draw
 
 #: Largest global norm of a gradient.
@@ -37,6 +39,10 @@ class Trainer(Protocol):
     num_particles: int
     #: Whether the start was searched for, and may leave nothing to gain.
     has_located: bool
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether importance weights have the noise of rows that were drawn at random."""
 
     def params(self) -> dict[str, Any]:
         """The parameters now."""
@@ -103,7 +109,7 @@ class LatentTrainer:
         if flow is None:
             flow = guide.initial_flow(flow_key)
         self.num_particles = num_particles or default_num_particles(guide.latent_dim)
-        self._guide, self._affine = guide, affine
+        self._guide, self._affine, self._begun = guide, affine, begun
         self.objective = guide.elbo(begun.density, affine, self.num_particles)
         self._state: Any = (flow, None, step_key)
 
@@ -120,8 +126,23 @@ class LatentTrainer:
         self._state, losses = _steps(self.objective, (flow, moments, key), *controls)
         return np.asarray(losses)
 
+    @functools.cached_property
+    def _judge(self) -> tuple[LogDensity, bool]:
+        """The density that judges, of all rows if the model can have them; whether it is noisy."""
+        if not is_subsampled(self._guide.prototype_trace):
+            return self.objective.density, False
+        args, kwargs = self._begun.args, self._begun.kwargs
+        try:
+            return self._guide.log_density(self.params(), args, kwargs, whole=True), False
+        except (TypeError, ValueError):  # rows of a batch do not fit a whole plate
+            return self.objective.density, True
+
+    @property
+    def is_noisy(self) -> bool:
+        return self._judge[1]
+
     def log_weights(self, key: Array, params: dict[str, Any], num_draws: int) -> Array:
-        learned = self._guide.learned(params, (), {}, self.objective.density)
+        learned = self._guide.learned(params, (), {}, self._judge[0])
         drawn = draw(learned, key, num_draws)
         return np.asarray(drawn.log_p, float) - np.asarray(drawn.log_q, float)
 
@@ -194,6 +215,10 @@ class SVITrainer:
         arguments = split_arguments(self._args, self._kwargs)
         self._state, losses = self._run(self._state, controls, *arguments)
         return np.asarray(losses)
+
+    @property
+    def is_noisy(self) -> bool:
+        return is_subsampled(self._guide.prototype_trace)
 
     def log_weights(self, key: Array, params: dict[str, Any], num_draws: int) -> Array:
         return importance_log_weights(
