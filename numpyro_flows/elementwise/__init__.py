@@ -21,21 +21,12 @@ map                               for                                 smoothness
 ================================  ==================================  ====================
 """
 
-from .affine import Affine, Shift
-from .base import ElementwiseMap, check_map
-from .deep_sigmoid import DeepSigmoid
-from .heavy_tail import HeavyTail
-from .sinh_arcsinh import SinhArcsinh
-from .spline import CircularSpline, RationalQuadraticSpline
-
-__all__ = [
-    "Affine",
-    "CircularSpline",
-    "DeepSigmoid",
-    "ElementwiseMap",
-    "HeavyTail",
-    "RationalQuadraticSpline",
-    "Shift",
-    "SinhArcsinh",
-    "check_map",
-]
+from .affine import Affine as Affine
+from .affine import Shift as Shift
+from .base import ElementwiseMap as ElementwiseMap
+from .base import check_map as check_map
+from .deep_sigmoid import DeepSigmoid as DeepSigmoid
+from .heavy_tail import HeavyTail as HeavyTail
+from .sinh_arcsinh import SinhArcsinh as SinhArcsinh
+from .spline import CircularSpline as CircularSpline
+from .spline import RationalQuadraticSpline as RationalQuadraticSpline

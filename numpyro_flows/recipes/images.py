@@ -1,4 +1,4 @@
-"""Flows of images: :func:`glow`, with RealNVP's checkerboards as an option."""
+"""Flows of images: Glow, RealNVP's multi-scale architecture, and the support of grey levels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +49,7 @@ def glow(
 
     From the data: each level squeezes 2 x 2 pixels into channels, makes ``depth`` steps (ActNorm,
     invertible 1 x 1 convolution, coupling by a convolutional network) and, but for the last level,
-    factors out half of the channels, whose mean and scale one convolution reads off the other
+    factors out half of the channels, whose mean and scale one convolution computes from the other
     half. Both directions cost one pass of all networks. Steps are scanned: compile time does not
     grow with ``depth``.
 
@@ -76,8 +76,8 @@ def glow(
         ``min(2, 16 / (number of couplings))``.
     :param mixing: the 1 x 1 convolution: ``"lu"``, ``"dense"``, ``"householder"`` or ``"none"``.
     :param checkerboards: pairs of checkerboard couplings before each squeeze.
-    :param position: number of cosines by which networks know where a pixel is; 0 for plain
-        convolutions. Centred data, such as digits, gain much by 4.
+    :param position: number of cosines per axis that tell networks where a pixel is; 0 for plain
+        convolutions. Centred data, such as digits, gain much from 4.
     :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for a shape that is not one of images or cannot be halved ``levels`` times,
@@ -124,7 +124,7 @@ def glow(
         if checkerboards:
             level.append(_boards(board_key, seen, map, checkerboards, hidden=widths[i], **config))
         if i < levels - 1:
-            # What is factored out: its mean and scale by one convolution of what goes on.
+            # Mean and scale of the channels that are factored out, from those that go on.
             level.insert(0, ConvCoupling(split_key, squeeze.out_shape, map, hidden=(), **config))
         parts.append(Chain(level))
         seen = (height, width, channels // 2)
