@@ -1,5 +1,7 @@
 """The elementwise maps, judged by their formulas in NumPy and SciPy, quadrature and differences."""
 
+import importlib
+import pkgutil
 from functools import partial
 
 import jax
@@ -12,6 +14,7 @@ import scipy.special
 import scipy.stats
 from maps import forward, inverse, raw, wrap
 from numpyro.distributions import Normal
+from zoo import ELSEWHERE, MAPS
 
 import numpyro_flows as nf
 from numpyro_flows.elementwise import (
@@ -25,19 +28,28 @@ from numpyro_flows.elementwise import (
 )
 from numpyro_flows.elementwise.deep_sigmoid import _gains
 
-MAPS = {
-    "affine": Affine(),
-    "spline": RationalQuadraticSpline(3),
-    "circular": CircularSpline(2),
-    "sinh-arcsinh": SinhArcsinh(),
-    "deep sigmoid": DeepSigmoid(3),
-    "heavy tail": HeavyTail(),
-}
 every_map = pytest.mark.parametrize("map", MAPS.values(), ids=MAPS)
 
 
 def dot(a, b):
     return sum((u * v).sum() for u, v in zip(a, b, strict=True))
+
+
+def concrete_maps():
+    for module in pkgutil.iter_modules(nf.elementwise.__path__, "numpyro_flows.elementwise."):
+        importlib.import_module(module.name)
+    return [
+        cls
+        for cls in nf.elementwise.ElementwiseMap.__subclasses__()
+        if cls.__module__.startswith("numpyro_flows.")
+    ]
+
+
+@pytest.mark.parametrize("cls", concrete_maps(), ids=lambda cls: cls.__name__)
+def test_every_map_has_a_case(cls):
+    assert cls in map(type, MAPS.values()) or cls.__name__ in ELSEWHERE, (
+        f"{cls.__name__} has no tests: add an instance to MAPS in tests/zoo.py."
+    )
 
 
 # What all maps promise. Compiling is what takes time: one program for each test and map.

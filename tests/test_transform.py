@@ -19,7 +19,7 @@ from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from programs import count_loops
 
 import numpyro_flows as nf
-from numpyro_flows.infer.guide import check_exact
+from numpyro_flows.infer.guide_flow import check_exact
 from numpyro_flows.parts import for_training
 
 LINEAR = transform(nf.realnvp, 2, depth=2, hidden=(4,))

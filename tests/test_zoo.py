@@ -1,5 +1,6 @@
 """All recipes together: identity, normalisation, stress, numerical inverses, structure."""
 
+import inspect
 from functools import partial
 
 import equinox as eqx
@@ -11,6 +12,8 @@ import numpyro.distributions as dist
 import pytest
 from cases import layer, points, shake
 from numpyro.distributions import constraints
+from zoo import ELSEWHERE, NARROW
+from zoo import RECIPES as SMALL_RECIPES
 
 import numpyro_flows as nf
 from numpyro_flows.elementwise import (
@@ -27,27 +30,12 @@ from numpyro_flows.recipes._building import permutations
 from numpyro_flows.solve import monotone_root
 from numpyro_flows.transforms import autoregressive
 
-NARROW = {"depth": 2, "hidden": (8,)}
-SMALL_RECIPES = {
-    "planar": partial(nf.planar, **NARROW),
-    "radial": partial(nf.radial, **NARROW),
-    "sylvester": partial(nf.sylvester, **NARROW),
-    "nsf": partial(nf.nsf, **NARROW, num_bins=4),
-    "nsf lu": partial(nf.nsf, **NARROW, num_bins=4, mixing="lu"),
-    "maf": partial(nf.maf, **NARROW),
-    "iaf": partial(nf.iaf, **NARROW),
-    "nsf_ar": partial(nf.nsf_ar, **NARROW, num_bins=4),
-    "bnaf": partial(nf.bnaf, depth=1, hidden_factors=(4,), hidden=(8,)),
-    "naf": partial(nf.autoregressive_flow, map=DeepSigmoid(3), **NARROW),
-    "cnf": partial(nf.cnf, hidden=(8,)),
-}
-
 
 def by_one_program(recipe):
     return lambda key, dim, **config: jax.jit(lambda key: recipe(key, dim, **config))(key)
 
 
-RECIPES = {name: by_one_program(recipe) for name, recipe in SMALL_RECIPES.items()}
+RECIPES = {label: by_one_program(recipe) for label, recipe in SMALL_RECIPES.items()}
 
 
 @jax.jit
@@ -58,6 +46,20 @@ def log_prob(flow, x):
 @jax.jit
 def draw(flow, key):
     return flow.sample_and_log_prob(key, (500,))
+
+
+def exported_recipes():
+    functions = [f for f in vars(nf.recipes).values() if inspect.isfunction(f)]
+    return [f for f in functions if next(iter(inspect.signature(f).parameters)) == "key"]
+
+
+@pytest.mark.parametrize("recipe", exported_recipes(), ids=lambda recipe: recipe.__name__)
+def test_every_recipe_has_a_case(recipe):
+    cases = [case.func for case in SMALL_RECIPES.values()]
+    assert recipe in cases or recipe.__name__ in ELSEWHERE, (
+        f"{recipe.__name__} has no tests: add an entry to RECIPES in tests/zoo.py, a partial of it "
+        "that takes key, dim and context_dim."
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)

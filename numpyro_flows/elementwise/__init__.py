@@ -22,27 +22,16 @@ map                               for                                 smoothness
 ================================  ==================================  ====================
 """
 
-from .affine import Affine, Shift
-from .base import ElementwiseMap, check_map
-from .by_kind import ByKind
-from .deep_sigmoid import DeepSigmoid
-from .encoding import Angles, Conditioner, Encoding
-from .heavy_tail import HeavyTail
-from .sinh_arcsinh import SinhArcsinh
-from .spline import CircularSpline, RationalQuadraticSpline
-
-__all__ = [
-    "Affine",
-    "Angles",
-    "ByKind",
-    "CircularSpline",
-    "Conditioner",
-    "DeepSigmoid",
-    "ElementwiseMap",
-    "Encoding",
-    "HeavyTail",
-    "RationalQuadraticSpline",
-    "Shift",
-    "SinhArcsinh",
-    "check_map",
-]
+from .affine import Affine as Affine
+from .affine import Shift as Shift
+from .base import ElementwiseMap as ElementwiseMap
+from .base import check_map as check_map
+from .by_kind import ByKind as ByKind
+from .deep_sigmoid import DeepSigmoid as DeepSigmoid
+from .encoding import Angles as Angles
+from .encoding import Conditioner as Conditioner
+from .encoding import Encoding as Encoding
+from .heavy_tail import HeavyTail as HeavyTail
+from .sinh_arcsinh import SinhArcsinh as SinhArcsinh
+from .spline import CircularSpline as CircularSpline
+from .spline import RationalQuadraticSpline as RationalQuadraticSpline

@@ -62,15 +62,15 @@ def cnf(
     :param field: a field of your own in place of the network, ``(t, z, context) -> dz/dt`` for one
         row.
     :param trace: ``"exact"``, ``"hutchinson"``, or None for exact up to 16 coordinates.
-    :param noise: of the probes, ``"rademacher"`` or ``"gaussian"``.
-    :param num_probes: how many of them.
+    :param noise: distribution of the probes, ``"rademacher"`` or ``"gaussian"``.
+    :param num_probes: number of probes.
     :param solver: name of an explicit Runge-Kutta method of diffrax.
     :param rtol: relative tolerance.
     :param atol: absolute tolerance, in units of the state.
     :param num_steps: number of equal steps in place of adaptive ones.
-    :param max_steps: most steps.
+    :param max_steps: largest number of steps of a solve.
     :param adjoint: ``"checkpoint"``, ``"backsolve"`` or ``"direct"``.
-    :param end_time: T.
+    :param end_time: the end time T.
     :param per_row: whether each row chooses its own steps.
     :param kinetic_penalty: weight of :math:`\int |f|^2 dt` in training.
     :param jacobian_penalty: weight of :math:`\int \|\partial f / \partial z\|_F^2 dt` in training.

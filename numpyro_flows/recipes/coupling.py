@@ -148,8 +148,8 @@ def realnvp(
     r"""RealNVP: affine couplings :math:`y_B = x_B \odot e^{s(x_A)} + t(x_A)`.
 
     The log-scale is :math:`s = c \tanh(h / c)`. By default :math:`c = \min(2, 16 / depth)`: the
-    bound tightens with depth, which keeps deep float32 flows invertible. What it costs is reach
-    far outside the data, where one layer can stretch a coordinate by no more than :math:`e^c`;
+    bound tightens with depth, which keeps deep float32 flows invertible. One layer stretches a
+    coordinate by at most :math:`e^c`, also far outside the data, where densities may ask for more:
     raise ``log_scale_bound`` for a shallow flow of very uneven scales.
     Both directions cost ``depth`` passes of the network. With ``dim = 1`` the layers are
     elementwise.

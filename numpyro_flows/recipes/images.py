@@ -1,4 +1,4 @@
-"""Flows of images: :func:`glow`, with RealNVP's checkerboards as an option."""
+"""Flows of images: Glow, RealNVP's multi-scale architecture, and the support of grey levels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from numpyro.distributions.constraints import Constraint
 
 from ..checks import check_image_shape, check_key, check_size
 from ..distribution import FlowDistribution
-from ..elementwise import Affine, ElementwiseMap
+from ..elementwise import ElementwiseMap
 from ..transform import FlowTransform, Inverse
 from ..transforms import (
     ActNorm,
@@ -24,7 +24,7 @@ from ..transforms import (
     Scan,
     Squeeze,
 )
-from ._building import channel_permutations, check_no_angles, flow_on
+from ._building import bounded_affine, channel_permutations, check_no_angles, flow_on
 from ._options import Support
 
 
@@ -49,7 +49,7 @@ def glow(
 
     From the data: each level squeezes 2 x 2 pixels into channels, makes ``depth`` steps (ActNorm,
     invertible 1 x 1 convolution, coupling by a convolutional network) and, but for the last level,
-    factors out half of the channels, whose mean and scale one convolution reads off the other
+    factors out half of the channels, whose mean and scale one convolution computes from the other
     half. Both directions cost one pass of all networks. Steps are scanned: compile time does not
     grow with ``depth``.
 
@@ -76,12 +76,12 @@ def glow(
         ``min(2, 16 / (number of couplings))``.
     :param mixing: the 1 x 1 convolution: ``"lu"``, ``"dense"``, ``"householder"`` or ``"none"``.
     :param checkerboards: pairs of checkerboard couplings before each squeeze.
-    :param position: number of cosines by which networks know where a pixel is; 0 for plain
-        convolutions. Centred data, such as digits, gain much by 4.
+    :param position: number of cosines per axis that tell networks where a pixel is; 0 for plain
+        convolutions. Centred data, such as digits, gain much from 4.
     :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for a shape that is not one of images or cannot be halved ``levels`` times,
-        sizes below 1, or unknown names.
+        sizes below 1, unknown names, or angles.
 
     >>> import jax, jax.numpy as jnp
     >>> flow = glow(jax.random.key(0), (8, 8, 1), levels=2, depth=2, hidden=(8, 8))
@@ -90,6 +90,7 @@ def glow(
     """
     shape = check_image_shape(shape)
     _check_halvings(shape, check_size("levels", levels))
+    constraint = check_no_angles("Glow", support, shape[-1])
     depths = [check_size("depth", n) for n in _per_level("depth", depth, levels)]
     nested = any(isinstance(entry, Sequence) for entry in hidden)
     widths = _per_level("hidden", hidden, levels) if nested else [tuple(hidden)] * levels
@@ -97,7 +98,7 @@ def glow(
     if mixing not in _MIXING:
         raise ValueError(f"mixing: expected one of {sorted(_MIXING)}, got {mixing!r}.")
     if map is None:
-        map = Affine(min(2.0, 16 / (sum(depths) + 2 * levels * checkerboards)))
+        map = bounded_affine(None, sum(depths) + 2 * levels * checkerboards)
     config: dict[str, Any] = {
         "context_dim": context_dim,
         "position": position,
@@ -124,12 +125,12 @@ def glow(
         if checkerboards:
             level.append(_boards(board_key, seen, map, checkerboards, hidden=widths[i], **config))
         if i < levels - 1:
-            # What is factored out: its mean and scale by one convolution of what goes on.
+            # Mean and scale of the channels that are factored out, from those that go on.
             level.insert(0, ConvCoupling(split_key, squeeze.out_shape, map, hidden=(), **config))
         parts.append(Chain(level))
         seen = (height, width, channels // 2)
     transform = MultiScale(parts[::-1])
-    return flow_on(check_no_angles("Glow", support, shape[-1]), transform, base)
+    return flow_on(constraint, transform, base)
 
 
 def grey_levels(levels: int = 256, *, margin: float = 0.05) -> Constraint:

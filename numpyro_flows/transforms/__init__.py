@@ -17,64 +17,36 @@ fixed numbers  :class:`NumPyroTransform`, :class:`Standardized`, :class:`FixedAf
 =============  =================================================================================
 """
 
-from ..transform import Inverse
-from .autoregressive import MaskedAutoregressive
-from .bnaf import BlockAutoregressive
-from .compose import Chain, Scan, Stacked
-from .compressed import CompressedContext
-from .context import Conditioned, Embedded
-from .continuous import Continuous, penalized
-from .coupling import Coupling
-from .elementwise import Elementwise
-from .fixed import FixedAffine, NumPyroTransform, Standardized
-from .histogram import Equalization
-from .image import ConvCoupling, Pixelwise, Squeeze
-from .linear import (
-    DenseLinear,
-    DiagonalScale,
-    Householder,
-    LULinear,
-    Orthogonal,
-    Permutation,
-    TriangularAffine,
-)
-from .multiscale import MultiScale
-from .normalization import ActNorm
-from .planar import Planar, Ridge, Sylvester
-from .radial import Radial
-
-__all__ = [
-    "ActNorm",
-    "BlockAutoregressive",
-    "Chain",
-    "CompressedContext",
-    "Conditioned",
-    "Continuous",
-    "ConvCoupling",
-    "Coupling",
-    "DenseLinear",
-    "DiagonalScale",
-    "Elementwise",
-    "Embedded",
-    "Equalization",
-    "FixedAffine",
-    "Householder",
-    "Inverse",
-    "LULinear",
-    "MaskedAutoregressive",
-    "MultiScale",
-    "NumPyroTransform",
-    "Orthogonal",
-    "Permutation",
-    "Pixelwise",
-    "Planar",
-    "Radial",
-    "Ridge",
-    "Scan",
-    "Squeeze",
-    "Stacked",
-    "Standardized",
-    "Sylvester",
-    "TriangularAffine",
-    "penalized",
-]
+from ..transform import Inverse as Inverse
+from .autoregressive import MaskedAutoregressive as MaskedAutoregressive
+from .bnaf import BlockAutoregressive as BlockAutoregressive
+from .compose import Chain as Chain
+from .compose import Scan as Scan
+from .compose import Stacked as Stacked
+from .compressed import CompressedContext as CompressedContext
+from .context import Conditioned as Conditioned
+from .context import Embedded as Embedded
+from .continuous import Continuous as Continuous
+from .continuous import penalized as penalized
+from .coupling import Coupling as Coupling
+from .elementwise import Elementwise as Elementwise
+from .fixed import FixedAffine as FixedAffine
+from .fixed import NumPyroTransform as NumPyroTransform
+from .fixed import Standardized as Standardized
+from .histogram import Equalization as Equalization
+from .image import ConvCoupling as ConvCoupling
+from .image import Pixelwise as Pixelwise
+from .image import Squeeze as Squeeze
+from .linear import DenseLinear as DenseLinear
+from .linear import DiagonalScale as DiagonalScale
+from .linear import Householder as Householder
+from .linear import LULinear as LULinear
+from .linear import Orthogonal as Orthogonal
+from .linear import Permutation as Permutation
+from .linear import TriangularAffine as TriangularAffine
+from .multiscale import MultiScale as MultiScale
+from .normalization import ActNorm as ActNorm
+from .planar import Planar as Planar
+from .planar import Ridge as Ridge
+from .planar import Sylvester as Sylvester
+from .radial import Radial as Radial
