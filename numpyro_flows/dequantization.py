@@ -200,7 +200,7 @@ def equalize(flow: FlowDistribution, x: ArrayLike, levels: int = 256) -> FlowDis
     channels = x.reshape(-1, x.shape[-1]).T
     counts = np.stack([1.0 + np.bincount(values, minlength=levels) for values in channels])
     last = Equalization(counts, flow.event_shape)
-    return FlowDistribution(flow.base_dist, Chain([flow.transform, last]))
+    return flow.with_parts(transform=Chain([flow.transform, last]))
 
 
 def dequantization_noise(

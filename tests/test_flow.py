@@ -90,6 +90,24 @@ def test_a_subclass_stays_one():
         assert copy.log_prob(points(2)[:3]).shape == (3,)
 
 
+def test_what_rebuilds_a_flow_keeps_its_class_and_validate_args():
+    """The fit, ``equalize`` and the modules: none of them knows the subclasses that users write."""
+    plain = flow(nf.realnvp, 2, **SMALL)
+    mine = Counted(*_parts(plain), label="first").with_parts()
+    mine._validate_args = True
+    x = np.random.default_rng(0).normal(size=(64, 2))
+    with handlers.seed(rng_seed=0):
+        rebuilt = {
+            "fit": nf.fit(KEY, mine, x, max_epochs=1, progress_bar=False).flow,
+            "equalize": nf.equalize(mine, np.zeros((4, 2), int), 4),
+            "flow_module": nf.flow_module("a", mine),
+            "flow_module, base": nf.flow_module("b", mine, train_base=True),
+            "random_flow_module": nf.random_flow_module("c", mine, dist.Normal(0.0, 0.1)),
+        }
+    found = {name: (type(f), f.label, f._validate_args) for name, f in rebuilt.items()}
+    assert found == dict.fromkeys(rebuilt, (Counted, "first", True))
+
+
 def _parts(plain):
     return plain.base_dist, plain.transform
 

@@ -71,7 +71,7 @@ def flow_module(name: str, flow: _Flow, *, train_base: bool = False) -> _Flow:
     # A flow is callable, and `param` calls what is callable; hence the lambda.
     flow = combine(numpyro.param(f"{name}$params", lambda _: params), rest)
     if train_base:
-        flow = FlowDistribution(_train_base(name, flow.base_dist), flow.transform)
+        flow = flow.with_parts(base_dist=_train_base(name, flow.base_dist))
     return flow
 
 
@@ -120,7 +120,7 @@ def random_flow_module(name: str, flow: FlowDistribution, prior: Prior) -> FlowD
 
     sites = [site(*pair) for pair in zip(names, arrays, strict=True)]
     transform = combine(jax.tree.unflatten(structure, sites), rest)
-    return FlowDistribution(flow.base_dist, transform)
+    return flow.with_parts(transform=transform)
 
 
 def model_params(guide: AutoGuide, params: Mapping[str, Any]) -> dict[str, Any]:

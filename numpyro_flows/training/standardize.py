@@ -83,14 +83,16 @@ def _(flow: FlowDistribution) -> Parts:
         if numbers is not None:
             transform = _standardized(transform, numbers)
         whole = Chain([transform, *support]) if support else transform
-        return _embedded(flow.base_dist, whole, network)
+        return _embedded(trained, whole, network)
 
-    return Parts(_embedded(flow.base_dist, core, network), numbers, support, put_together)
+    return Parts(_embedded(flow, core, network), numbers, support, put_together)
 
 
-def _embedded(base: Distribution, transform: FlowTransform, network: Any) -> FlowDistribution:
-    """The flow, with its context read by the network if there is one."""
-    return FlowDistribution(base, transform if network is None else Embedded(transform, network))
+def _embedded(flow: FlowDistribution, transform: FlowTransform, network: Any) -> FlowDistribution:
+    """The flow with this transform, whose context is read by the network if there is one."""
+    return flow.with_parts(
+        transform=transform if network is None else Embedded(transform, network)
+    )
 
 
 @take_apart.register
