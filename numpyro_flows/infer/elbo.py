@@ -177,12 +177,12 @@ class LatentELBO(eqx.Module):
     affine: FixedAffine
     num_particles: int = eqx.field(static=True)
 
-    def __call__(self, params: Any, key: Array, temper: Array) -> Array:
+    def __call__(self, params: Any, temper: Array, key: Array) -> Array:
         """Mean of :math:`\\log q(u) - t \\log p(u)` over fresh draws.
 
         :param params: the flow's parameters.
-        :param key: ``jax.random.key``.
         :param temper: t, a scalar.
+        :param key: ``jax.random.key``.
         """
         draw_key, model_key = jax.random.split(key)
         flow = assemble(params, self.rest, self.affine)
@@ -192,7 +192,5 @@ class LatentELBO(eqx.Module):
         if (transform := penalized(flow.transform)) is not None:
             log_q = log_q + log_det - transform.forward_and_log_det(z)[1]
         keys = jax.random.split(model_key, self.num_particles)
-        log_p = jax.vmap(self.density)(x, keys)
-        if self.windings:
-            log_p = log_p + jax.vmap(self.density.space.log_winding, (0, None))(x, self.windings)
+        log_p = jax.vmap(self.density.unwound, (0, None, 0))(x, self.windings, keys)
         return (log_q - temper * log_p).mean()

@@ -7,17 +7,18 @@ A density p is seen through a map T as :math:`\tilde p(u) = p(T(u)) |\det T'(u)|
 a few hundred draws with their scores hold as much as many times as many without.
 """
 
+import dataclasses
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from ..compilation import jit
 from ..distribution import FlowDistribution
+from ..training.loop import adam, run_steps, start
 from ..transform import FlowTransform
 from ..transforms import FixedAffine
 from .guide_flow import assemble
@@ -25,6 +26,8 @@ from .preconditioner import FULL, Affine, Matrix
 
 #: Added to correlations before they are inverted.
 _RIDGE: Final = 1e-4
+#: Steps from one look at the held-out draws to the next.
+EVERY: Final = 50
 
 
 class Scored(NamedTuple):
@@ -132,6 +135,20 @@ def divergence_of(flow: FlowDistribution, draws: Scored) -> Array:
     return fisher_divergence(flow, draws)
 
 
+@dataclasses.dataclass(frozen=True)
+class _LogDivergence:
+    """Logarithm of the Fisher divergence of some draws: far off, a few would drown the others."""
+
+    batch_size: int
+
+    def __call__(self, params: Any, fixed: Any, batch: None, key: Array) -> Array:
+        rest, affine, draws = fixed
+        num = len(draws.x)
+        rows = jax.random.choice(key, num, (min(self.batch_size, num),))
+        some = jax.tree.map(lambda a: a[rows], draws)
+        return jnp.log(fisher_divergence(assemble(params, rest, affine), some))
+
+
 @jit(static_argnums=(6, 7))
 def fit_fisher(
     params: Any,
@@ -150,34 +167,25 @@ def fit_fisher(
     :param affine: the preconditioner.
     :param draws: to train on.
     :param held_out: by which the best parameters are chosen, start included.
-    :return: the best parameters and the held-out Fisher divergences, ``(num_steps // 50 + 1,)``.
+    :return: the best parameters and the held-out Fisher divergences, ``(num_steps // EVERY + 1,)``.
     """
-    schedule = optax.cosine_decay_schedule(1e-3, num_steps)
-    optimizer = optax.apply_if_finite(
-        optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)), num_steps
-    )
+    loss, optimizer, fixed = _LogDivergence(batch_size), adam(), (rest, affine, draws)
 
-    def divergence(trained: Any, draws: Scored) -> Array:
-        return fisher_divergence(assemble(trained, rest, affine), draws)
+    def held_out_divergence(params: Any) -> Array:
+        return fisher_divergence(assemble(params, rest, affine), held_out)
 
-    def step(carry: Any, key: Array) -> tuple[Any, None]:
-        trained, state = carry
-        rows = jax.random.choice(key, len(draws.x), (min(batch_size, len(draws.x)),))
-        batch = jax.tree.map(lambda a: a[rows], draws)
-        # The logarithm: far from the minimum, a few draws would drown the others.
-        grads = jax.grad(lambda trained: jnp.log(divergence(trained, batch)))(trained)
-        updates, state = optimizer.update(grads, state, trained)
-        return (optax.apply_updates(trained, updates), state), None
+    def chunk(carry: Any, now: tuple[Array, Array]) -> tuple[Any, Array]:
+        state, best, least = carry
+        rates, number = now
+        state, _ = run_steps(key, state, fixed, rates, None, number, loss=loss, optimizer=optimizer)
+        found = held_out_divergence(state.params)
+        better = found < least
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, best)
+        return (state, best, jnp.where(better, found, least)), found
 
-    def round_of(carry: Any, keys: Array) -> tuple[Any, Array]:
-        trained, state, best, least = carry
-        (trained, state), _ = jax.lax.scan(step, (trained, state), keys)
-        loss = divergence(trained, held_out)
-        better = loss < least
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), trained, best)
-        return (trained, state, best, jnp.where(better, loss, least)), loss
-
-    first = divergence(params, held_out)
-    keys = jax.random.split(key, (num_steps // 50, 50))
-    carry, losses = jax.lax.scan(round_of, (params, optimizer.init(params), params, first), keys)
-    return carry[2], jnp.append(first, losses)
+    first = held_out_divergence(params)
+    rates = 5e-4 * (1 + jnp.cos(jnp.pi * jnp.arange(num_steps) / num_steps))
+    numbers = jnp.arange(num_steps // EVERY)
+    carry: Any = start(params, optimizer=optimizer), params, first
+    (_, best, _), losses = jax.lax.scan(chunk, carry, (rates.reshape(-1, EVERY), numbers))
+    return best, jnp.append(first, losses)

@@ -38,7 +38,10 @@ from .supports import Winding
 
 
 class Begun(NamedTuple):
-    """A guide at the arguments of one call: the model's log density, and starts of the search."""
+    """A guide at the arguments of one call: the model's log density, and starts where it is finite.
+
+    The search for the preconditioner takes the first of them.
+    """
 
     density: LogDensity
     starts: Array
@@ -140,19 +143,22 @@ class AutoFlow(AutoContinuous):
         self._init_scale = init_scale
         super().__init__(model, prefix=prefix, init_loc_fn=with_arrays(init_loc_fn))
 
-    def set_up(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> Begun:
+    def set_up(
+        self, key: Array, args: tuple, kwargs: dict[str, Any], *, as_nuts: bool = False
+    ) -> Begun:
         """Learn the sites, their supports and where to start from the model at these arguments.
 
         :param key: ``jax.random.key``.
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
+        :param as_nuts: what the density is; see :class:`LogDensity`.
         :raises ValueError: for a model that a guide cannot follow, or whose density is not finite
             at any start.
         """
         found = SetUp(self.title, self.model, self.init_loc_fn, key, args, kwargs)
-        own = own_params(found.trace)
-        density = LogDensity(self.model, found.space, args, kwargs, jax.random.key(0), own)
-        starts = found.finite_starts(density)[: self.num_starts]
+        own, seed = own_params(found.trace), jax.random.key(0)
+        density = LogDensity(self.model, found.space, args, kwargs, seed, own, as_nuts=as_nuts)
+        starts = found.finite_starts(density)
         traced = is_traced((starts, args, kwargs))
         # Set-up may happen under `jit`; what the guide keeps must not be a tracer.
         self.space, trace = found.without_tracers() if traced else (found.space, found.trace)
@@ -192,9 +198,8 @@ class AutoFlow(AutoContinuous):
             scale = np.full(self.latent_dim, self._init_scale, starts.dtype)
             return Located(FixedAffine(starts[0], scale), 0)
         seed = np.asarray(jax.random.key_data(key)).tolist()
-        found = locate(
-            search_rows(density, starts[0]), seed, np.unique(starts, axis=0), self._init_scale
-        )
+        distinct = np.unique(starts[: self.num_starts], axis=0)
+        found = locate(search_rows(density, starts[0]), seed, distinct, self._init_scale)
         if not np.isfinite(found.elbo):
             raise ValueError(
                 "The model's log density is NaN or infinite around every start that was tried. "

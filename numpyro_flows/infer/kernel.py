@@ -244,7 +244,7 @@ class FlowNUTS(MCMCKernel):
                 kwargs,
                 **self._learning,
             )
-        flows = [trial for trial in learned.trials if trial.name.startswith("flow")]
+        flows = [trial for trial in learned.trials if trial.is_flow]
         if flows and not learned.uses_flow:
             warnings.warn(
                 "FlowNUTS: no flow improved on an affine map, and sampling goes on with that. "

@@ -191,6 +191,11 @@ class LogDensity(eqx.Module):
         """Log density at u, shape ``(dim,)``; it can be differentiated once."""
         return _density(self, u, self.key if key is None else key)
 
+    def unwound(self, u: Array, windings: Mapping[str, Winding], key: Array | None = None) -> Array:
+        """Log density at u, shape ``(dim,)``, and of the winding numbers of its angles there."""
+        value = self(u, key)
+        return value + self.space.log_winding(u, windings) if windings else value
+
     def sites(self, u: Array) -> Sites:
         """Values of the latent and deterministic sites at u, shape ``(dim,)``."""
         (_, (sites, _)), _ = self.traced(u, self.key)
@@ -220,15 +225,7 @@ def rows_value_and_grad(
     density: LogDensity, windings: dict[str, Winding], u: Array
 ) -> tuple[Array, Array]:
     """Log densities and gradients at ``(n, dim)``, windings of angles included."""
-
-    def one(u: Array) -> tuple[Array, Array]:
-        value, grad = density.value_and_grad(u)
-        if not windings:
-            return value, grad
-        more, slope = jax.value_and_grad(density.space.log_winding)(u, windings)
-        return value + more, grad + slope
-
-    return jax.vmap(one)(u)
+    return jax.vmap(jax.value_and_grad(lambda u: density.unwound(u, windings)))(u)
 
 
 @jit(once=True)
@@ -381,11 +378,6 @@ class SetUp:
             if len(good):
                 return good
         raise ValueError(self._no_start())
-
-    @property
-    def starts(self) -> Array:
-        """Other starts, ``(NUM_STARTS, dim)``."""
-        return _starts(self.traced, self._keys[0])
 
     def _no_start(self) -> str:
         """What to say where no start has a finite density."""

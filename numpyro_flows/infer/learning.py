@@ -6,6 +6,7 @@ accepted only makes a sampler faster: any map leaves the posterior what it is.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -56,10 +57,12 @@ class Trial:
     """One candidate map.
 
     :ivar name: what it is and how it was trained.
-    :ivar measure: ``"ELBO"`` or the mean ``"log density"`` of held-out draws, where larger is
-        better, or their ``"Fisher divergence"``, where smaller is; comparable within a trial.
+    :ivar measure: a name: ``"ELBO"`` or the mean ``"log density"`` of held-out draws, where larger
+        is better, or their ``"Fisher divergence"``, where smaller is; comparable within a trial.
     :ivar before: that of the map accepted so far.
     :ivar after: that of this one.
+    :ivar is_flow: whether it is a flow, not an affine map.
+    :ivar is_loss: whether a smaller figure is the better one.
     :ivar accepted: whether it is better.
     """
 
@@ -67,12 +70,12 @@ class Trial:
     measure: str
     before: float
     after: float
+    is_flow: bool = True
+    is_loss: bool = False
 
     @property
     def accepted(self) -> bool:
-        if self.measure == "Fisher divergence":
-            return self.after < self.before
-        return self.after > self.before
+        return self.after < self.before if self.is_loss else self.after > self.before
 
     def __str__(self) -> str:
         verb = "accepted" if self.accepted else "rejected"
@@ -152,18 +155,16 @@ class _Learner:
 
     def __init__(self, key: Array, guide: AutoFlow, args: tuple, kwargs: dict[str, Any]):
         set_up_key, locate_key, self._flow_key, self._key = split(key, 4)
-        begun = guide.set_up(set_up_key, args, kwargs)
+        begun = guide.set_up(set_up_key, args, kwargs, as_nuts=True)
         trace = guide.prototype_trace
         self.model = Model(
             guide.model, own_params(trace), guide.init_loc_fn, guide.space, frozenset(trace)
         )
-        self._guide = guide
-        self._density = self.model.log_density(args, kwargs)
-        self._begun = begun._replace(density=self._density)
-        self._starts = self.model.set_up(set_up_key, args, kwargs).starts
-        self._located, self.num_gradients = guide.locate(locate_key, self._begun)
+        self._guide, self._begun = guide, begun
+        self._located, self.num_gradients = guide.locate(locate_key, begun)
         self.accepted, self.pilot_divergences = _Candidate(self._located), 0
         self.trials: list[Trial] = []
+        self._judged: _Candidate | None = None
         self.judge()
 
     def _next_keys(self) -> tuple[Array, Array]:
@@ -181,7 +182,7 @@ class _Learner:
         """A candidate, by default the accepted one, with the model."""
         candidate = self.accepted if candidate is None else candidate
         windings = self._guide.windings(candidate.affine)
-        return LearnedMap(self._density, self.flow(candidate), windings)
+        return LearnedMap(self._begun.density, self.flow(candidate), windings)
 
     def result(self) -> Learned:
         """What was learned."""
@@ -198,18 +199,19 @@ class _Learner:
         )
 
     def judge(self) -> None:
-        """Weigh draws of the accepted map."""
+        """Weigh draws of the accepted map, if that was not done."""
+        if self._judged is self.accepted:
+            return
+        self._judged = self.accepted
         drawn = draw(self.map(), self._flow_key, NUM_DRAWS)
         weights = np.asarray(drawn.log_p, float) - np.asarray(drawn.log_q, float)
         self.elbo = float(weights.mean())
         self.ess, self.khat = importance_ess(weights), psis_khat(weights)
 
-    def _consider(
-        self, name: str, measure: str, figures: tuple[float, float], candidate: _Candidate | None
-    ) -> None:
+    def _consider(self, trial: Trial, candidate: _Candidate | None) -> None:
         """Take a candidate if it is better."""
-        self.trials.append(Trial(name, measure, *figures))
-        if self.trials[-1].accepted and candidate is not None:
+        self.trials.append(trial)
+        if trial.accepted and candidate is not None:
             self.accepted = candidate
 
     def by_elbo(self, num_steps: int, num_particles: int | None, progress_bar: bool) -> None:
@@ -233,8 +235,9 @@ class _Learner:
             steps, elbo = len(fitted.losses), float(np.nan_to_num(fitted.elbo, nan=-np.inf))
             candidate = _Candidate(self._located, fitted.params[self._guide.names[0]])
         self.num_gradients += steps * trainer.num_particles
-        self._consider("flow by ELBO", "ELBO", (self.elbo, elbo), candidate)
+        self._consider(Trial("flow by ELBO", "ELBO", self.elbo, elbo), candidate)
         if candidate is not None and self.accepted is candidate:
+            self._judged = candidate
             self.elbo, self.ess, self.khat = fitted.elbo, fitted.ess, fitted.khat
 
     def _run_pilots(
@@ -252,25 +255,26 @@ class _Learner:
         draws, held_out = self._run_pilots(learned, starts, pilot_key, num_draws)
         if not len(draws.x) or not len(held_out.x):
             return
-        measure = "Fisher divergence"
+        trial = functools.partial(Trial, measure="Fisher divergence", is_loss=True)
         before = _number(divergence_of(learned.flow, held_out))
         found = _Candidate(affine_of_scores(self.accepted.affine, draws))
         after = _number(divergence_of(self.flow(found), held_out))
-        self._consider(f"affine by scores, {label}", measure, (before, after), found)
+        name = f"affine by scores, {label}"
+        self._consider(trial(name, before=before, after=after, is_flow=False), found)
         affine, params = self.accepted
         if params is None:
             params = self._guide.initial_flow(self._flow_key)
         params, losses = fit_fisher(
             params, self._guide.rest, affine, draws, held_out, self._next_keys()[0]
         )
-        figures = min(before, after), _number(np.nanmin(losses))
-        found = _Candidate(affine, params)
-        self._consider(f"flow by scores, {label}", measure, figures, found)
+        before, after = min(before, after), _number(np.nanmin(losses))
+        name = f"flow by scores, {label}"
+        self._consider(trial(name, before=before, after=after), _Candidate(affine, params))
 
     def by_draws(self, num_pilots: int, num_draws: int, progress_bar: bool) -> None:
         """A flow over all modes that chains from scattered starts find, by likelihood."""
         wide, (pilot_key, fit_key) = self.map(_Candidate(self._located)), self._next_keys()
-        starts = wide.transform.inv(jnp.asarray(self._starts[:num_pilots]))
+        starts = wide.transform.inv(jnp.asarray(self._begun.starts[:num_pilots]))
         draws, held_out = self._run_pilots(wide, starts, pilot_key, num_draws)
         if not len(draws.x) or not len(held_out.x):
             return
@@ -285,11 +289,13 @@ class _Learner:
             progress_bar=progress_bar,
         )
         found = _Candidate(affine, partition(fitted.flow)[0])
-        figures = (
+        trial = Trial(
+            "flow by draws from scattered starts",
+            "log density",
             float(mean_log_density(self.map().flow, held_out.x)),
             float(mean_log_density(self.flow(found), held_out.x)),
         )
-        self._consider("flow by draws from scattered starts", "log density", figures, found)
+        self._consider(trial, found)
 
 
 def learn(
@@ -323,8 +329,7 @@ def learn(
         learner.by_scores(f"{window + 1} of {windows}", num_pilots, num_pilot_draws)
     if several_modes:
         learner.by_draws(2 * num_pilots, 2 * num_pilot_draws, progress_bar)
-    if any(trial.accepted and trial.measure != "ELBO" for trial in learner.trials):
-        learner.judge()
+    learner.judge()
     return learner.result()
 
 

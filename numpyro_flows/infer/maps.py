@@ -49,14 +49,10 @@ class LearnedMap(eqx.Module):
         """From the base space to the latent space."""
         return self.flow.transform
 
-    def latent_log_density(self, x: Array, key: Array | None = None) -> Array:
-        """Log density of the model at a point of the latent space, windings of angles included."""
-        return self.density(x, key) + self.space.log_winding(x, self.windings)
-
     def log_density(self, u: Array) -> Array:
         """Log density of the model at u in the base space, up to a constant; u of ``(dim,)``."""
         x, log_det = self.transform.forward_and_log_det(u)
-        return self.latent_log_density(x) + log_det
+        return self.density.unwound(x, self.windings) + log_det
 
     def sample_start(self, key: Array, num_tries: int = 20) -> Array:
         """A draw of the base at which the log density is finite, ``(dim,)``.

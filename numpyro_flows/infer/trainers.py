@@ -16,6 +16,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 
 from ..compilation import jit, split
+from ..training.loop import State, adam, run_steps, start
 from .arguments import Static, join_arguments, split_arguments
 from .density import hidden_discrete, is_subsampled, unblocked
 from .elbo import STL_ELBO, LatentELBO, with_penalties
@@ -54,33 +55,8 @@ class Trainer(Protocol):
         """Log importance weights of draws."""
 
 
-_ADAM: Final = optax.chain(optax.clip_by_global_norm(CLIP), optax.scale_by_adam())
-
-
-@jit
-def _steps(
-    objective: LatentELBO, state: tuple[Any, Any, Array], rates: Array, tempers: Array
-) -> tuple[Any, Array]:
-    def step(state: tuple[Any, Any, Array], control: tuple[Array, Array]) -> Any:
-        params, moments, key = state
-        rate, temper = control
-        key, step_key = jax.random.split(key)
-        loss, grads = jax.value_and_grad(objective)(params, step_key, temper)
-        updates, after = _ADAM.update(grads, moments)
-        moved = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, moved))]
-        good = jnp.stack(finite).all()
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old), (moved, after), (params, moments)
-        )
-        return (params, moments, key), jnp.where(good, loss, jnp.nan)
-
-    return jax.lax.scan(step, state, (rates, tempers))
-
-
-@jit(once=True)
-def _begin(params: Any) -> Any:
-    return _ADAM.init(params)
+def _negative_elbo(params: Any, objective: LatentELBO, temper: Array, key: Array) -> Array:
+    return objective(params, temper, key)
 
 
 class LatentTrainer:
@@ -111,19 +87,27 @@ class LatentTrainer:
         self.num_particles = num_particles or default_num_particles(guide.latent_dim)
         self._guide, self._affine, self._begun = guide, affine, begun
         self.objective = guide.elbo(begun.density, affine, self.num_particles)
-        self._state: Any = (flow, None, step_key)
+        self._state, self._key, self._num_chunks = State(flow, None), step_key, 0
 
     def params(self) -> dict[str, Any]:
-        return dict(zip(self._guide.names, (self._state[0], self._affine), strict=True))
+        return dict(zip(self._guide.names, (self._state.params, self._affine), strict=True))
 
     def run(self, rates: np.ndarray, tempers: np.ndarray | None) -> np.ndarray:
-        flow, moments, key = self._state
-        if moments is None:
-            moments = _begin(flow)
-        dtype = jnp.result_type(float)
+        optimizer = adam(CLIP)
+        if not self._num_chunks:
+            self._state = start(self._state.params, optimizer=optimizer)
         tempers = np.ones_like(rates) if tempers is None else tempers
-        controls = (np.asarray(a, dtype) for a in (rates, tempers))
-        self._state, losses = _steps(self.objective, (flow, moments, key), *controls)
+        self._state, losses = run_steps(
+            self._key,
+            self._state,
+            self.objective,
+            rates,
+            tempers,
+            self._num_chunks,
+            loss=_negative_elbo,
+            optimizer=optimizer,
+        )
+        self._num_chunks += 1
         return np.asarray(losses)
 
     @functools.cached_property

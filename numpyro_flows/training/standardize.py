@@ -90,9 +90,7 @@ def _(flow: FlowDistribution) -> Parts:
 
 def _embedded(flow: FlowDistribution, transform: FlowTransform, network: Any) -> FlowDistribution:
     """The flow with this transform, whose context is read by the network if there is one."""
-    return flow.with_parts(
-        transform=transform if network is None else Embedded(transform, network)
-    )
+    return flow.with_parts(transform=transform if network is None else Embedded(transform, network))
 
 
 @take_apart.register
