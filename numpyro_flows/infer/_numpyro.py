@@ -4,6 +4,7 @@ from typing import Any
 
 from jax import Array
 from numpyro.distributions import Distribution, MaskedDistribution
+from numpyro.infer import util
 from numpyro.infer.autoguide import AutoContinuous, AutoGuide
 
 
@@ -23,6 +24,11 @@ def adopt(guide: AutoGuide, trace: dict[str, dict[str, Any]]) -> None:
     """Give a guide what NumPyro's own set-up leaves on it."""
     guide.prototype_trace = trace
     guide._prototype_frames, guide._prototype_frame_full_sizes = frames_of(trace)
+
+
+def warn_of_missing_plates(trace: dict[str, dict[str, Any]]) -> None:
+    """NumPyro's own warning of batch axes without a plate."""
+    util._validate_model(trace, plate_warning="loose")
 
 
 def mask_of(fn: Distribution) -> bool | Array:

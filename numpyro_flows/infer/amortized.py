@@ -96,7 +96,7 @@ class AmortizedFlow(AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         found = self._set_up(numpyro.prng_key(), args, kwargs)
-        self.space = found.space
+        self.space = found.space.with_idle(())
         _numpyro.adopt(self, found.trace)
         latent = latent_of(self.prototype_trace)
         frames = {frame for site in latent.values() for frame in site["cond_indep_stack"]}
@@ -198,7 +198,7 @@ class AmortizedFlow(AutoGuide):
             centre = rows.transform(jnp.zeros(rows.shape(), latent.dtype))
             centres = self._unpack(jax.lax.stop_gradient(centre))
             windings = {name: Winding(centres[name], 1.0) for name in space.circular}
-        return constrain(self._unpack(latent), space.supports, dict(space.event_dims), windings)
+        return constrain(self._unpack(latent), space.supports, dict(space.event_dims), windings, {})
 
     def sample_posterior(
         self,

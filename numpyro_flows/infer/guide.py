@@ -19,7 +19,7 @@ from ..distribution import FlowDistribution
 from ..transform import FlowTransform
 from ..transforms import FixedAffine
 from . import _numpyro
-from .density import own_params
+from .density import latent_of, own_params
 from .elbo import LatentELBO
 from .guide_flow import Recipe, assemble, build, for_guide, guide_flow, site_key, with_arrays
 from .latent_space import (
@@ -34,6 +34,7 @@ from .latent_space import (
 from .maps import LearnedMap
 from .params import model_params
 from .preconditioner import locate
+from .setup import check_plates
 from .supports import Winding
 
 
@@ -156,10 +157,19 @@ class AutoFlow(AutoContinuous):
             at any start.
         """
         found = SetUp(self.title, self.model, self.init_loc_fn, key, args, kwargs)
+        check_plates(self.title, found.trace, latent_of(found.trace))
+        _numpyro.warn_of_missing_plates(found.trace)
         own, seed = own_params(found.trace), jax.random.key(0)
-        density = LogDensity(self.model, found.space, args, kwargs, seed, own, as_nuts=as_nuts)
-        starts = found.finite_starts(density)
+
+        def density_over(space: LatentSpace) -> LogDensity:
+            return LogDensity(self.model, space, args, kwargs, seed, own, as_nuts=as_nuts)
+
+        density = density_over(found.space)
+        starts, grads = found.finite_starts(density)
         traced = is_traced((starts, args, kwargs))
+        if found.space.idle:
+            found.space = found.space.with_idle(() if traced else found.space.unread(starts, grads))
+            density = density_over(found.space)
         # Set-up may happen under `jit`; what the guide keeps must not be a tracer.
         self.space, trace = found.without_tracers() if traced else (found.space, found.trace)
         self.latent_dim = self.space.dim
@@ -213,7 +223,8 @@ class AutoFlow(AutoContinuous):
         if not self.space.depends_on_arguments or not (args or kwargs):
             return self.space
         key = jax.random.key(0)
-        return SetUp(self.title, self.model, self.init_loc_fn, key, args, kwargs).space
+        space = SetUp(self.title, self.model, self.init_loc_fn, key, args, kwargs).space
+        return space.with_idle(self.space.idle)
 
     def log_density(
         self, params: dict[str, Any], args: tuple, kwargs: dict[str, Any], *, whole: bool = False

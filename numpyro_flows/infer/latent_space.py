@@ -1,7 +1,8 @@
 """The unconstrained space of a model's latent sites, and the model's density there."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -15,10 +16,11 @@ from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.util import sum_rightmost
 
 from ..compilation import is_traced, jit, split
+from . import _numpyro
 from .density import latent_of, log_joint, whole_plates
 from .preconditioner import Matrix, Rows
-from .setup import check_latent, explained
-from .supports import Winding, constrain, is_circular, wrapped
+from .setup import check_latent, explained, with_shapes
+from .supports import Winding, constrain, is_circular, with_idle, wrapped
 from .traced import Traced, traced_at
 
 Sites = dict[str, Array]
@@ -34,24 +36,26 @@ class LatentSpace(eqx.Module):
     :ivar shapes: unconstrained shape of each site, in the order of the vector.
     :ivar event_dims: number of event axes of each site.
     :ivar circular: names of the sites that are angles, which are unwound (``supports.py``).
+    :ivar idle: by site, which elements of its batch shape have no density (``supports.py``).
     """
 
     supports: dict[str, Constraint]
+    idle: dict[str, Array]
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
     event_dims: tuple[tuple[str, int], ...] = eqx.field(static=True)
     circular: tuple[str, ...] = eqx.field(static=True)
 
     @property
     def depends_on_arguments(self) -> bool:
-        """Whether a support holds numbers, which other arguments may change."""
-        return bool(jax.tree.leaves(self.supports))
+        """Whether a support or a mask holds numbers, which other arguments may change."""
+        return bool(jax.tree.leaves((self.supports, self.idle)))
 
     @property
     def dim(self) -> int:
         """Size of the vector."""
         return sum(math.prod(shape) for _, shape in self.shapes)
 
-    def unpack(self, u: Array) -> Sites:
+    def unpack(self, u: Any) -> Sites:
         """Unconstrained values of the sites, ``(*batch, *shape)``, from ``(*batch, dim)``."""
         sites, begin = {}, 0
         for name, shape in self.shapes:
@@ -72,7 +76,29 @@ class LatentSpace(eqx.Module):
         self, u: Array, windings: Mapping[str, Winding]
     ) -> Iterator[tuple[str, Array, Array]]:
         """Name, value and log-determinant, ``(*batch,)`` of the site, of each site."""
-        return constrain(self.unpack(u), self.supports, dict(self.event_dims), windings)
+        event_dims = dict(self.event_dims)
+        return constrain(self.unpack(u), self.supports, event_dims, windings, self.idle)
+
+    def with_idle(self, names: Collection[str]) -> "LatentSpace":
+        """This space with the idle elements of these sites alone."""
+        idle = {name: where for name, where in self.idle.items() if name in names}
+        return dataclasses.replace(self, idle=idle)
+
+    def unread(self, starts: Matrix, grads: Matrix) -> list[str]:
+        """The sites with idle elements that the model does not use elsewhere.
+
+        There the gradient is that of the density which idle elements are given, ``-u``, exactly. A
+        masked prior of what the model does use is a flat one.
+
+        :param starts: points of the space, ``(n, dim)``.
+        :param grads: gradients of the log density there.
+        """
+        u, slope = self.unpack(starts), self.unpack(grads)
+        return [
+            name
+            for name, where in self.idle.items()
+            if (np.asarray(slope[name] + u[name])[:, np.asarray(where)] == 0).all()
+        ]
 
     def windings(self, loc: Array, scale: Callable[[], Array] | None = None) -> dict[str, Winding]:
         """What unwinds the angles, around a point; as wide as the circle without a scale.
@@ -156,6 +182,8 @@ class LogDensity(eqx.Module):
                 joint = log_joint(model, key, args, kwargs, params | sites)
             if as_nuts:
                 log_dets = {name: joint.within(name, x) for name, x in log_dets.items()}
+            for name, where in space.idle.items():
+                log_dets[name] = with_idle(log_dets[name], space.unpack(u)[name], where)
             total = sum((x.sum() for x in log_dets.values()), jnp.zeros((), u.dtype))
             supports = {name: joint.latent[name]["fn"].support for name, _ in space.shapes}
             return (joint.log_density + total).astype(u.dtype), (joint.sites, supports)
@@ -278,8 +306,16 @@ def _space_of(latent: dict[str, dict[str, Any]]) -> tuple[LatentSpace, Sites]:
         else biject_to(supports[name]).inv(site["value"])
         for name, site in latent.items()
     }
+    # A mask of an angle leaves it the uniform density that it has anyway.
+    masks = {name: _numpyro.mask_of(site["fn"]) for name, site in latent.items()}
+    idle = {
+        name: ~jnp.broadcast_to(mask, latent[name]["fn"].batch_shape)
+        for name, mask in masks.items()
+        if mask is not True and name not in circular
+    }
     space = LatentSpace(
         supports,
+        idle,
         tuple((name, jnp.shape(x)) for name, x in values.items()),
         tuple((name, site["fn"].event_dim) for name, site in latent.items()),
         circular,
@@ -336,7 +372,7 @@ class SetUp:
 
     def _trace(self, key: Array) -> dict[str, dict[str, Any]]:
         started = handlers.substitute(
-            handlers.seed(self._model, key), substitute_fn=self._init_loc_fn
+            handlers.seed(self._model, key), substitute_fn=with_shapes(self._init_loc_fn)
         )
         with handlers.block():
             return handlers.trace(started).get_trace(*self._args, **self._kwargs)
@@ -362,8 +398,8 @@ class SetUp:
 
         return self.space, jax.tree.map(stand_in, self.trace)
 
-    def finite_starts(self, density: LogDensity) -> Any:
-        """Unconstrained starts, ``(n, dim)``, at which density and gradient are finite.
+    def finite_starts(self, density: LogDensity) -> tuple[Any, Any]:
+        """Unconstrained starts, ``(n, dim)``, where the density and its gradient are finite; both.
 
         :raises ValueError: if there are none.
         """
@@ -372,11 +408,11 @@ class SetUp:
             values, grads = rows_value_and_grad(density, {}, starts)
             if is_traced(values):
                 finite = jnp.isfinite(values) & jnp.isfinite(grads).all(axis=1)
-                return starts[jnp.argmax(finite)][None]
+                first = jnp.argmax(finite)
+                return starts[first][None], grads[first][None]
             finite = np.isfinite(values) & np.isfinite(grads).all(axis=1)
-            good = np.asarray(starts)[finite]
-            if len(good):
-                return good
+            if finite.any():
+                return np.asarray(starts)[finite], np.asarray(grads)[finite]
         raise ValueError(self._no_start())
 
     def _no_start(self) -> str:

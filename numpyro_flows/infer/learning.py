@@ -106,7 +106,7 @@ class Model(NamedTuple):
         """Its log density at these arguments, their supports included."""
         key, space = jax.random.key(0), self.space
         if space.depends_on_arguments:
-            space = self.set_up(key, args, kwargs).space
+            space = self.set_up(key, args, kwargs).space.with_idle(space.idle)
         return LogDensity(self.function, space, args, kwargs, key, self.held, as_nuts=True)
 
 

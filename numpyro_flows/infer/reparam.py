@@ -1,7 +1,7 @@
 """Neural transport that leaves the posterior what it is."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -19,15 +19,20 @@ from . import _numpyro
 from .guide import AutoFlow
 from .guide_flow import check_exact
 from .params import model_params
-from .supports import Winding
+from .supports import Winding, with_idle
 
 
 class _Sites(Reparam):
     """Hands the latent sites of one run of the model their values, each once."""
 
-    def __init__(self, unconstrained: dict[str, Array], windings: dict[str, Winding]):
+    def __init__(
+        self, unconstrained: dict[str, Array], windings: dict[str, Winding], idle: Collection[str]
+    ):
         self.waiting = dict(unconstrained)
         self.windings = windings
+        self.idle = idle
+        #: Log densities of idle elements, which the masks and scales around a site must not reach.
+        self.unmasked: list[Array] = []
 
     def config(self, site: dict[str, Any]) -> Reparam | None:
         return self if site["name"] in self.waiting else None
@@ -45,6 +50,10 @@ class _Sites(Reparam):
         if numpyro.get_mask() is not False:
             log_det = transform.log_abs_det_jacobian(unconstrained, value)
             log_det = sum_rightmost(log_det, jnp.ndim(log_det) - jnp.ndim(value) + fn.event_dim)
+            if name in self.idle:
+                nowhere = jnp.logical_not(_numpyro.mask_of(fn))
+                none = jnp.zeros_like(log_det)
+                self.unmasked.append(with_idle(none, unconstrained, nowhere).sum())
             # Within the site's own plates, scale and mask, as NUTS treats the plain model.
             numpyro.factor(f"_{name}_log_prob", fn.log_prob(value) + log_det)
         return None, value
@@ -107,7 +116,9 @@ class NeuTraReparam(Reparam):
             ) from error
         check_exact(self.transform)
         # Other guides cut the circle, as NUTS does; the map must be the guide's.
-        self._windings = guide.get_windings(params) if isinstance(guide, AutoFlow) else {}
+        is_flow = isinstance(guide, AutoFlow)
+        self._windings = guide.get_windings(params) if is_flow else {}
+        self._idle = tuple(guide.space.idle) if is_flow else ()
         self._model_params = model_params(guide, params)
 
     def reparam(self, fn: Callable) -> Callable:
@@ -129,7 +140,7 @@ class NeuTraReparam(Reparam):
                 log_det = self.transform.log_abs_det_jacobian(z, x, intermediates)
                 numpyro.factor(f"_{prefix}_log_det", log_det)
             # State of this run alone, so that an exception in the model leaves nothing behind.
-            sites = _Sites(_numpyro.unpack(self.guide, x), self._windings)
+            sites = _Sites(_numpyro.unpack(self.guide, x), self._windings, self._idle)
             with (
                 handlers.substitute(data=self._model_params),
                 handlers.reparam(config=sites.config),
@@ -141,6 +152,8 @@ class NeuTraReparam(Reparam):
                     f"{sorted(sites.waiting)} of its guide. Sites inside "
                     "`numpyro.contrib.control_flow` loops cannot be reparameterised."
                 )
+            if sites.unmasked:
+                numpyro.factor(f"_{prefix}_idle", sum(sites.unmasked))
             return result
 
         return model

@@ -1,10 +1,12 @@
 """Errors of a model that a guide cannot follow, with what to do about them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from numpyro.distributions import Delta
 
 from .density import not_enumerable
 
@@ -33,10 +35,30 @@ def explained(guide: str) -> Iterator[None]:
         ) from error
 
 
+def with_shapes(strategy: Callable) -> Callable:
+    """An initialisation strategy whose values are checked to have the shapes of their sites.
+
+    :raises ValueError: while the model runs, for a value of another shape.
+    """
+
+    def checked(site: dict[str, Any]) -> Any:
+        value = strategy(site)
+        if site["type"] == "sample" and value is not None:
+            expected = site["fn"].shape(site["kwargs"].get("sample_shape", ()))
+            if jnp.shape(value) != expected:
+                raise ValueError(
+                    f"init_loc_fn: site {site['name']!r} has values of shape {expected}, and the "
+                    f"start that was given for it is of shape {jnp.shape(value)}."
+                )
+        return value
+
+    return checked
+
+
 def check_latent(guide: str, latent: dict[str, dict[str, Any]]) -> None:
     """Check that a guide can follow these latent sites.
 
-    :raises ValueError: if there are none, or one is discrete.
+    :raises ValueError: if there are none, or one is discrete or a point mass.
     """
     if not latent:
         raise ValueError(
@@ -45,6 +67,11 @@ def check_latent(guide: str, latent: dict[str, dict[str, Any]]) -> None:
         )
     for name, site in latent.items():
         fn = site["fn"]
+        if isinstance(fn, Delta):
+            raise ValueError(
+                f"{guide}: site {name!r} is latent and a point mass (`dist.Delta`), which has no "
+                f"density to infer. Record the value by `numpyro.deterministic({name!r}, ...)`."
+            )
         if not fn.support.is_discrete:
             continue
         if not fn.has_enumerate_support:
@@ -55,3 +82,29 @@ def check_latent(guide: str, latent: dict[str, dict[str, Any]]) -> None:
             "`nf.fit_guide`, or in `SVI` with "
             "`TraceEnum_ELBO` and `numpyro.contrib.funsor.config_enumerate(model)`."
         )
+
+
+def check_plates(
+    guide: str, trace: dict[str, dict[str, Any]], latent: dict[str, dict[str, Any]]
+) -> None:
+    """Check the plates of latent sites for a guide over all their rows.
+
+    :raises ValueError: if one has two sizes, or is subsampled.
+    """
+    sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
+    frames: dict[str, Any] = {}
+    for name, site in latent.items():
+        for frame in site["cond_indep_stack"]:
+            if (first := frames.setdefault(frame.name, frame)) != frame:
+                raise ValueError(
+                    f"{guide}: the plate {frame.name!r} around site {name!r} has size {frame.size} "
+                    f"at dim {frame.dim}, and elsewhere size {first.size} at dim {first.dim}. Give "
+                    "each its own name."
+                )
+            if frame.size != sizes.get(frame.name, frame.size):
+                raise ValueError(
+                    f"{guide}: site {name!r} is latent in the subsampled plate {frame.name!r} "
+                    f"({frame.size} of {sizes[frame.name]} rows), and this guide needs all rows at "
+                    "once. Give the local sites an `nf.AmortizedFlow`, which reads the rows' data, "
+                    "beside a guide for the others; or do not subsample the plate."
+                )

@@ -6,6 +6,11 @@ with density :math:`p(\theta)` a latent winding number k is added with probabili
 \theta)`, and :math:`u = \theta + 2 \pi k` runs over the line with density :math:`p(\theta) \,
 r(k \mid \theta)`, smooth where p is periodic. Marginally :math:`\theta` keeps its density, whatever
 r is, and so do evidence and importance weights (an auxiliary variable: Agakov & Barber, 2004).
+
+The same holds for elements without a density: what ``obs_mask=`` makes latent though it was
+observed, and anything else that a mask hides and the model uses nowhere. Each such element is given
+a standard normal density on the line, an auxiliary variable again, where it would drift to infinity
+otherwise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import Normal, biject_to, constraints
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import sum_rightmost
@@ -78,6 +83,7 @@ def constrain(
     supports: Mapping[str, Constraint],
     event_dims: Mapping[str, int],
     windings: Mapping[str, Winding],
+    idle: Mapping[str, Array],
 ) -> Iterator[tuple[str, Array, Array]]:
     """Name, value and log-determinant of each site, the latter of the site's batch shape.
 
@@ -85,9 +91,24 @@ def constrain(
     :param supports: the sites' supports.
     :param event_dims: the sites' numbers of event axes.
     :param windings: what unwinds the sites that are angles.
+    :param idle: elements of sites without a density; see :func:`with_idle`.
     """
     for name, point in unconstrained.items():
         transform = windings[name] if name in windings else biject_to(supports[name])
         value = transform(point)
         log_det = transform.log_abs_det_jacobian(point, value)
-        yield name, value, sum_rightmost(log_det, log_det.ndim - value.ndim + event_dims[name])
+        log_det = sum_rightmost(log_det, log_det.ndim - value.ndim + event_dims[name])
+        if name in idle:
+            log_det = with_idle(log_det, point, idle[name])
+        yield name, value, log_det
+
+
+def with_idle(log_det: Array, unconstrained: Array, idle: Array) -> Array:
+    """Log-determinants of a site, with the log density of its idle elements on the line.
+
+    :param log_det: shape ``(*sample, *batch)``.
+    :param unconstrained: the site's unconstrained values, ``(*sample, *batch, *event)``.
+    :param idle: which elements have no density of their own, ``(*batch,)``.
+    """
+    on_the_line = Normal(0.0, 1.0).log_prob(unconstrained)
+    return jnp.where(idle, sum_rightmost(on_the_line, unconstrained.ndim - log_det.ndim), log_det)
