@@ -67,6 +67,7 @@ SIBLINGS = {
         "guide_flow",
         "params",
         "maps",
+        "propriety",
         "latent_space",
         "preconditioner",
         "setup",

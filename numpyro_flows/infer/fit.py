@@ -46,6 +46,12 @@ class GuideFit(Trained):
                 "all rows with these arguments. Judge the guide with all rows: "
                 "`nf.importance_log_weights(key, guide, params, ...)`."
             )
+        if self.improper:
+            return (
+                f"not reliable: {figures}. The posterior seems to be improper: far out along "
+                f"{', '.join(map(repr, self.improper))} its density does not fall. Give these "
+                "sites proper priors."
+            )
         skipped = f"; {self.num_skipped} steps skipped" if self.num_skipped else ""
         if self.trusted:
             return f"reliable: {figures}{skipped}."

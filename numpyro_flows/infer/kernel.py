@@ -244,6 +244,13 @@ class FlowNUTS(MCMCKernel):
                 kwargs,
                 **self._learning,
             )
+        if learned.improper:
+            warnings.warn(
+                "FlowNUTS: the posterior seems to be improper: far out along "
+                f"{', '.join(map(repr, learned.improper))} its density does not fall, and draws "
+                "have no meaning. Give these sites proper priors.",
+                stacklevel=2,
+            )
         flows = [trial for trial in learned.trials if trial.is_flow]
         if flows and not learned.uses_flow:
             warnings.warn(

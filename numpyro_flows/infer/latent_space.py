@@ -284,7 +284,7 @@ def _starts(traced: Traced, key: Array) -> Array:
     return jax.vmap(lambda key: traced(key)[1])(jax.random.split(key, NUM_STARTS))
 
 
-def search_rows(density: LogDensity, centre: Array) -> Rows:
+def search_rows(density: LogDensity, centre: Any) -> Rows:
     """Values and gradients for a search on the host, which unwinds angles around a point."""
     dtype = jnp.result_type(float)
     windings = density.space.windings(centre)

@@ -36,6 +36,7 @@ from .guide_flow import guide_flow
 from .latent_space import LatentSpace, LogDensity, SetUp
 from .maps import LearnedMap, draw
 from .pilots import base_starts, divide, run_pilots
+from .propriety import improper_sites
 from .supports import Winding
 from .train import NeverFinite
 from .train import train as train_guide
@@ -135,6 +136,7 @@ class Learned(NamedTuple):
     ess: float
     num_gradients: int
     pilot_divergences: int
+    improper: tuple[str, ...]
 
 
 class _Guide(AutoFlow):
@@ -162,6 +164,7 @@ class _Learner:
         )
         self._guide, self._begun = guide, begun
         self._located, self.num_gradients = guide.locate(locate_key, begun)
+        self.improper = improper_sites(begun.density, self._located)
         self.accepted, self.pilot_divergences = _Candidate(self._located), 0
         self.trials: list[Trial] = []
         self._judged: _Candidate | None = None
@@ -196,6 +199,7 @@ class _Learner:
             self.ess,
             self.num_gradients,
             self.pilot_divergences,
+            self.improper,
         )
 
     def judge(self) -> None:
@@ -322,6 +326,8 @@ def learn(
         )
     guide = _Guide(model, flow, prefix="flow", init_loc_fn=init_strategy or init_to_uniform)
     learner = _Learner(key, guide, args, kwargs)
+    if learner.improper:
+        return learner.result()  # nothing to learn: what is there has no shape
     if train == "vi" or (train == "auto" and learner.ess < GOOD_ENOUGH):
         learner.by_elbo(num_steps, num_particles, progress_bar)
     windows = {"vi": 0, "auto": int(learner.ess < TRUSTED), "fisher": WINDOWS}[train]

@@ -106,6 +106,18 @@ class Affine(NamedTuple):
         return all(bool(np.isfinite(part).all()) for part in self) and bool((self.scale > 0).all())
 
 
+def in_batches(rows: Rows, x: Matrix) -> tuple[Matrix, Matrix]:
+    """Values and gradients at any number of rows, in batches of one size."""
+    values, grads = [], []
+    for begin in range(0, len(x), BATCH):
+        part = x[begin : begin + BATCH]
+        # What is missing is repeated: another size would be another program.
+        value, grad = rows(np.resize(part, (BATCH, x.shape[1])))
+        values.append(value[: len(part)])
+        grads.append(grad[: len(part)])
+    return np.concatenate(values), np.concatenate(grads)
+
+
 class _Counted:
     """Values and gradients in batches of one size, counted."""
 
@@ -114,16 +126,7 @@ class _Counted:
 
     def __call__(self, x: Matrix) -> tuple[Matrix, Matrix]:
         self.num_gradients += len(x)
-        if len(x) == 1:
-            return self._rows(x)
-        values, grads = [], []
-        for begin in range(0, len(x), BATCH):
-            part = x[begin : begin + BATCH]
-            # What is missing is repeated: another size would be another program.
-            value, grad = self._rows(np.resize(part, (BATCH, x.shape[1])))
-            values.append(value[: len(part)])
-            grads.append(grad[: len(part)])
-        return np.concatenate(values), np.concatenate(grads)
+        return self._rows(x) if len(x) == 1 else in_batches(self._rows, x)
 
 
 def _rough_scale(rows: Rows, rng: np.random.Generator, start: Matrix, init: float) -> Matrix:

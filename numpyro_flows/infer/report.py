@@ -28,6 +28,7 @@ class FlowNUTSReport:
         the search for the affine map, in training and on pilot chains.
     :ivar pilot_divergences: of the pilot chains.
     :ivar uses_flow: whether a flow was accepted; otherwise the map is affine.
+    :ivar improper: sites along which the density does not fall, so that draws have no meaning.
     :ivar run: how the run went; None without one.
     """
 
@@ -37,6 +38,7 @@ class FlowNUTSReport:
     training_gradients: int
     pilot_divergences: int
     uses_flow: bool
+    improper: tuple[str, ...] = ()
     run: "RunReport | None" = None
 
     def __str__(self) -> str:
@@ -46,6 +48,8 @@ class FlowNUTSReport:
             f"{self.training_gradients:,} gradients."
         ]
         lines += [f"  {trial}" for trial in self.trials]
+        if self.improper:
+            lines.append(f"  Improper along {', '.join(map(repr, self.improper))}: not reliable.")
         if self.pilot_divergences:
             lines.append(f"  {self.pilot_divergences} divergences of pilot chains.")
         return "\n".join([*lines, *([] if self.run is None else [str(self.run)])])
@@ -134,6 +138,7 @@ def report_of(learned: Learned) -> FlowNUTSReport:
         training_gradients=learned.num_gradients,
         pilot_divergences=learned.pilot_divergences,
         uses_flow=learned.uses_flow,
+        improper=learned.improper,
     )
 
 

@@ -93,18 +93,19 @@ def check_plates(
     """
     sizes = {name: site["args"][0] for name, site in trace.items() if site["type"] == "plate"}
     frames: dict[str, Any] = {}
-    for name, site in latent.items():
-        for frame in site["cond_indep_stack"]:
-            if (first := frames.setdefault(frame.name, frame)) != frame:
-                raise ValueError(
-                    f"{guide}: the plate {frame.name!r} around site {name!r} has size {frame.size} "
-                    f"at dim {frame.dim}, and elsewhere size {first.size} at dim {first.dim}. Give "
-                    "each its own name."
-                )
-            if frame.size != sizes.get(frame.name, frame.size):
-                raise ValueError(
-                    f"{guide}: site {name!r} is latent in the subsampled plate {frame.name!r} "
-                    f"({frame.size} of {sizes[frame.name]} rows), and this guide needs all rows at "
-                    "once. Give the local sites an `nf.AmortizedFlow`, which reads the rows' data, "
-                    "beside a guide for the others; or do not subsample the plate."
-                )
+    around = [(name, frame) for name, site in latent.items() for frame in site["cond_indep_stack"]]
+    for name, frame in around:
+        if (first := frames.setdefault(frame.name, frame)) != frame:
+            raise ValueError(
+                f"{guide}: the plate {frame.name!r} around site {name!r} has size {frame.size} "
+                f"at dim {frame.dim}, and elsewhere size {first.size} at dim {first.dim}. Give "
+                "each its own name."
+            )
+    for name, frame in around:
+        if frame.size != sizes.get(frame.name, frame.size):
+            raise ValueError(
+                f"{guide}: site {name!r} is latent in the subsampled plate {frame.name!r} "
+                f"({frame.size} of {sizes[frame.name]} rows), and this guide needs all rows at "
+                "once. Give the local sites an `nf.AmortizedFlow`, which reads the rows' data, "
+                "beside a guide for the others; or do not subsample the plate."
+            )

@@ -23,6 +23,8 @@ class Trained:
     :ivar elbo_error: its standard error.
     :ivar khat: Pareto shape of the importance weights; see ``nf.diagnostics.psis_khat``.
     :ivar ess: effective sample size of importance sampling, as a fraction of the draws.
+    :ivar improper: names of the sites along which the density does not fall, as it does where a
+        flat prior is not bounded by data; not looked for with other guides and objectives.
     :ivar is_noisy: whether the weights are of random subsamples of rows, whose noise says nothing
         of the guide: the model could not be run on all rows of its plates.
     """
@@ -34,6 +36,7 @@ class Trained:
     khat: float
     ess: float
     is_noisy: bool
+    improper: tuple[str, ...]
 
     @property
     def num_skipped(self) -> int:
@@ -43,7 +46,9 @@ class Trained:
     @property
     def trusted(self) -> bool:
         """Whether the guide covers the posterior: k-hat below 0.7, or weights nearly equal."""
-        return not self.is_noisy and (self.khat < 0.7 or self.ess >= NEARLY_EQUAL)
+        if self.is_noisy or self.improper:
+            return False
+        return self.khat < 0.7 or self.ess >= NEARLY_EQUAL
 
 
 class NeverFinite(ValueError):
@@ -88,12 +93,14 @@ def train(
             khat=psis_khat(log_weights),
             ess=importance_ess(log_weights),
             is_noisy=trainer.is_noisy,
+            improper=trainer.improper,
         )
 
-    # Where the preconditioner, or the parameters given, leave nothing to gain, no step is made.
+    # Where the preconditioner, or the parameters given, leave nothing to gain, no step is made; nor
+    # where there is nothing to approximate.
     if trainer.has_located:
         at_start = judged(trainer.params(), np.empty(0))
-        if at_start.trusted and at_start.ess >= target_ess:
+        if at_start.improper or (at_start.trusted and at_start.ess >= target_ess):
             return at_start
     schedule = Schedule(num_steps, trainer.num_particles, annealing_steps, target_ess)
     losses: list[np.ndarray] = []

@@ -24,6 +24,7 @@ from .guide import AutoFlow, Begun
 from .importance import importance_log_weights
 from .latent_space import LogDensity
 from .maps import draw
+from .propriety import improper_sites
 
 #: Largest global norm of a gradient.
 CLIP: Final = 10.0
@@ -40,6 +41,8 @@ class Trainer(Protocol):
     num_particles: int
     #: Whether the start was searched for, and may leave nothing to gain.
     has_located: bool
+    #: Sites along which the density does not fall.
+    improper: tuple[str, ...]
 
     @property
     def is_noisy(self) -> bool:
@@ -87,6 +90,7 @@ class LatentTrainer:
         self.num_particles = num_particles or default_num_particles(guide.latent_dim)
         self._guide, self._affine, self._begun = guide, affine, begun
         self.objective = guide.elbo(begun.density, affine, self.num_particles)
+        self.improper = improper_sites(begun.density, affine)
         self._state, self._key, self._num_chunks = State(flow, None), step_key, 0
 
     def params(self) -> dict[str, Any]:
@@ -135,6 +139,7 @@ class SVITrainer:
     """Any guide and objective, by NumPyro's ``SVI``."""
 
     has_located = False
+    improper: tuple[str, ...] = ()
 
     def __init__(
         self,
