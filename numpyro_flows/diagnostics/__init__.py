@@ -1,13 +1,14 @@
 """Whether to rely on a transform, on importance weights, and on a flow for given data.
 
 :func:`check_transform` checks a transform against its contract; :func:`psis_khat`,
-:func:`importance_ess` and :func:`log_evidence` judge importance weights; :func:`bits_per_dim`
-measures models of integers; :func:`typicality`, :func:`latent_chi_square` and
+:func:`importance_ess`, :func:`log_evidence` and :func:`moment_shifts` judge importance weights;
+:func:`bits_per_dim` measures models of integers; :func:`typicality`, :func:`latent_chi_square` and
 :func:`likelihood_ratio` test whether data are what a flow was trained on.
 """
 
 from .bits import bits_per_dim
 from .contract import Check, Report, TransformError, check_transform
+from .moments import Shift, Shifts, moment_shifts
 from .outliers import (
     Typicality,
     auroc,
@@ -22,6 +23,8 @@ __all__ = [
     "NEARLY_EQUAL",
     "Check",
     "Report",
+    "Shift",
+    "Shifts",
     "TransformError",
     "Typicality",
     "auroc",
@@ -31,6 +34,7 @@ __all__ = [
     "latent_chi_square",
     "likelihood_ratio",
     "log_evidence",
+    "moment_shifts",
     "perturb_levels",
     "psis",
     "psis_khat",

@@ -34,7 +34,11 @@ class GuideFit(Trained):
 
     @property
     def verdict(self) -> str:
-        """One line: reliable or not, and the figures."""
+        """What may be relied on, and the figures: the guide's draws, reweighted ones, or neither.
+
+        "Reliable" is what :attr:`trusted` says of the guide's own draws, "reliable when reweighted"
+        what :attr:`is_covered` says of :meth:`resample`.
+        """
         figures = (
             f"ELBO {self.elbo:.3f} +- {self.elbo_error:.3f}, importance ESS {self.ess:.0%}, "
             f"k-hat {self.khat:.2f}"
@@ -55,6 +59,15 @@ class GuideFit(Trained):
         skipped = f"; {self.num_skipped} steps skipped" if self.num_skipped else ""
         if self.trusted:
             return f"reliable: {figures}{skipped}."
+        if self.is_covered:
+            mean, log_sd = self.shifts
+            return (
+                f"reliable when reweighted, not as drawn: {figures}{skipped}. Importance weights "
+                f"move the mean of {mean.name} by {mean.value:.2f} +- {mean.error:.2f} standard "
+                f"deviations and the log sd of {log_sd.name} by {log_sd.value:.2f} +- "
+                f"{log_sd.error:.2f}. Take draws from `fitted.resample(key)`, with the error of "
+                f"{self.ess:.0%} as many, or train longer, or take a richer flow."
+            )
         return (
             f"not reliable: {figures}{skipped}. The guide misses mass: train longer, take a "
             "richer flow, or sample with `nf.NeuTraReparam`."
@@ -66,7 +79,7 @@ class GuideFit(Trained):
     def __repr__(self) -> str:
         return (
             f"GuideFit({type(self.guide).__name__}, {len(self.losses)} steps, "
-            f"{'reliable' if self.trusted else 'not reliable'}, ELBO {self.elbo:.3f}, "
+            f"{self.verdict.partition(':')[0]}, ELBO {self.elbo:.3f}, "
             f"ESS {self.ess:.0%}, k-hat {self.khat:.2f})"
         )
 

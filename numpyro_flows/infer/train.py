@@ -1,15 +1,18 @@
 """The training of a guide, from its start to a judged result."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jax import Array
 from tqdm.auto import trange
 
-from ..diagnostics import NEARLY_EQUAL, importance_ess, psis_khat
+from ..diagnostics import NEARLY_EQUAL, Shifts, importance_ess, moment_shifts, psis
 from .schedule import CHUNK, Schedule
 from .trainers import Trainer
+
+#: Standard deviations by which moments of a guide's draws may be off.
+TOLERANCE: Final = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Trained:
     :ivar elbo_error: its standard error.
     :ivar khat: Pareto shape of the importance weights; see ``nf.diagnostics.psis_khat``.
     :ivar ess: effective sample size of importance sampling, as a fraction of the draws.
+    :ivar shifts: by how much importance weights move the moments of the latent sites, where they
+        move them most; see ``nf.diagnostics.moment_shifts``.
     :ivar improper: names of the sites along which the density does not fall, as it does where a
         flat prior is not bounded by data; not looked for with other guides and objectives.
     :ivar is_noisy: whether the weights are of random subsamples of rows, whose noise says nothing
@@ -36,6 +41,7 @@ class Trained:
     khat: float
     ess: float
     is_noisy: bool
+    shifts: Shifts
     improper: tuple[str, ...]
 
     @property
@@ -45,7 +51,14 @@ class Trained:
 
     @property
     def trusted(self) -> bool:
-        """Whether the guide covers the posterior: k-hat below 0.7, or weights nearly equal."""
+        """Whether the guide's own draws may be relied on: they are covered by the weights, and
+        their moments are those of the weighted draws within a tenth of a standard deviation.
+        """
+        return self.is_covered and self.shifts.bound <= TOLERANCE
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether reweighted draws may be relied on: k-hat below 0.7, or weights nearly equal."""
         if self.is_noisy or self.improper:
             return False
         return self.khat < 0.7 or self.ess >= NEARLY_EQUAL
@@ -84,15 +97,17 @@ def train(
     """
 
     def judged(params: dict[str, Any], losses: np.ndarray) -> Trained:
-        log_weights = np.asarray(trainer.log_weights(key, params, num_draws), float)
+        draws, log_weights = trainer.weigh(key, params, num_draws)
+        smoothed, khat = psis(log_weights)
         return Trained(
             params,
             losses,
             elbo=float(log_weights.mean()),
             elbo_error=float(log_weights.std() / len(log_weights) ** 0.5),
-            khat=psis_khat(log_weights),
+            khat=khat,
             ess=importance_ess(log_weights),
             is_noisy=trainer.is_noisy,
+            shifts=moment_shifts(draws, log_weights if np.isnan(khat) else smoothed),
             improper=trainer.improper,
         )
 

@@ -18,12 +18,12 @@ from numpyro.infer.svi import SVIState
 from ..compilation import jit, split
 from ..training.loop import State, adam, run_steps, start
 from .arguments import Static, join_arguments, split_arguments
-from .density import hidden_discrete, is_subsampled, unblocked
+from .density import hidden_discrete, is_subsampled, latent_of, unblocked
 from .elbo import STL_ELBO, LatentELBO, with_penalties
 from .guide import AutoFlow, Begun
-from .importance import importance_log_weights
+from .importance import weighted_draws
 from .latent_space import LogDensity
-from .maps import draw
+from .maps import Weighted, draw
 from .propriety import improper_sites
 
 #: Largest global norm of a gradient.
@@ -33,6 +33,16 @@ CLIP: Final = 10.0
 def default_num_particles(dim: int) -> int:
     """Draws per step: 128 up to 200 dimensions, then fewer, at least 16."""
     return int(np.clip(25_600 // dim, 16, 128))
+
+
+#: Draws of the latent sites, ``(n, *shape)``, and their log importance weights, ``(n,)``.
+Weighed = tuple[dict[str, np.ndarray], np.ndarray]
+
+
+def _weighed(guide: AutoGuide, drawn: Weighted) -> Weighed:
+    latent = latent_of(guide.prototype_trace)
+    draws = {name: np.asarray(x) for name, x in drawn.sites.items() if name in latent}
+    return draws, np.asarray(drawn.log_p, float) - np.asarray(drawn.log_q, float)
 
 
 class Trainer(Protocol):
@@ -54,8 +64,8 @@ class Trainer(Protocol):
     def run(self, rates: np.ndarray, tempers: np.ndarray | None) -> np.ndarray:
         """A step for each learning rate; the losses, NaN where a step was left out."""
 
-    def log_weights(self, key: Array, params: dict[str, Any], num_draws: int) -> Array:
-        """Log importance weights of draws."""
+    def weigh(self, key: Array, params: dict[str, Any], num_draws: int) -> Weighed:
+        """Draws of the latent sites, and their log importance weights."""
 
 
 def _negative_elbo(params: Any, objective: LatentELBO, temper: Array, key: Array) -> Array:
@@ -129,10 +139,9 @@ class LatentTrainer:
     def is_noisy(self) -> bool:
         return self._judge[1]
 
-    def log_weights(self, key: Array, params: dict[str, Any], num_draws: int) -> Array:
+    def weigh(self, key: Array, params: dict[str, Any], num_draws: int) -> Weighed:
         learned = self._guide.learned(params, (), {}, self._judge[0])
-        drawn = draw(learned, key, num_draws)
-        return np.asarray(drawn.log_p, float) - np.asarray(drawn.log_q, float)
+        return _weighed(self._guide, draw(learned, key, num_draws))
 
 
 class SVITrainer:
@@ -209,7 +218,6 @@ class SVITrainer:
     def is_noisy(self) -> bool:
         return is_subsampled(self._guide.prototype_trace)
 
-    def log_weights(self, key: Array, params: dict[str, Any], num_draws: int) -> Array:
-        return importance_log_weights(
-            key, self._guide, params, *self._args, num_samples=num_draws, **self._kwargs
-        )
+    def weigh(self, key: Array, params: dict[str, Any], num_draws: int) -> Weighed:
+        drawn = weighted_draws(key, self._guide, params, self._args, self._kwargs, num_draws)
+        return _weighed(self._guide, drawn)
