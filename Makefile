@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 # The environment is rebuilt when the dependencies change.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[dev,samplers]"
 	touch $@
 
 demo: $(VENV)/installed

@@ -116,7 +116,7 @@ def draw_picture(path, reflections, pulls, in_ring, draws):
         axis.axvline(0.0, color="0.7", linewidth=1)
         axis.set(title=f"after, {label}", xlabel="first coordinate", ylabel="last")
     for axis, (label, points) in zip(axes[2], draws.items(), strict=True):
-        axis.scatter(*points[:3000].T, s=2, linewidths=0)
+        nf.plot.scatter(points[:3000], num_points=3000, ax=axis)
         axis.set(title=label, xlim=(-2.7, 2.7), ylim=(-2.7, 2.7), aspect="equal")
     figure.savefig(path, dpi=75)
     plt.close(figure)

@@ -196,14 +196,8 @@ def main():
     curve.set(xlabel="bits per pixel", ylabel="PSNR, dB", xlim=(0, None))
     curve.legend()
     rows = [images[:10], *(decoded[:10] for _, _, decoded in coders["flow"])]
-    shown.imshow(
-        np.stack(rows)[..., 0].transpose(0, 2, 1, 3).reshape(len(rows) * images.shape[1], -1),
-        cmap="gray_r",
-    )
-    shown.set_yticks(
-        (np.arange(len(rows)) + 0.5) * images.shape[1],
-        ["original", *(f"{rate:.2f}" for rate, _, _ in coders["flow"])],
-    )
+    labels = ["original", *(f"{rate:.2f}" for rate, _, _ in coders["flow"])]
+    nf.plot.images(np.stack(rows), labels=labels, ax=shown)
     shown.set(title="flow, by bits per pixel", xticks=[])
     figure.savefig(options.picture, dpi=100)
     print(f"Picture: {options.picture}")

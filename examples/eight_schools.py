@@ -23,7 +23,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro.infer import NUTS, SVI, init_to_median
-from sampling import bulk_ess, draw_base, finish_picture, print_table, run
+from sampling import bulk_ess, print_table, run
 
 import numpyro_flows as nf
 
@@ -88,45 +88,29 @@ def draw_picture(path, plain, warped, guide, params):
     """tau against theta_1, in the model's space and in the flow's base space."""
     plt.switch_backend("agg")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    style = {"s": 6, "alpha": 0.4, "linewidths": 0}
-    left.scatter(
-        warped["theta"][..., 0].ravel(), np.log(warped["tau"]).ravel(), color="tab:blue", **style
+    nuts, neutra = (
+        np.stack([draws["theta"][..., 0].ravel(), np.log(draws["tau"]).ravel()], axis=-1)
+        for draws in (plain, warped)
     )
-    left.scatter(
-        plain["theta"][..., 0].ravel(), np.log(plain["tau"]).ravel(), color="tab:orange", **style
-    )
-    left.set(
-        title="The model's space: a funnel",
-        xlabel=r"$\theta_1$",
-        ylabel=r"$\log\tau$",
-        xlim=(-20, 40),
-        ylim=(-4.5, 4),
-    )
+    names = (r"$\theta_1$", r"$\log\tau$")
+    labels = ("NUTS", "NUTS after NeuTra")
+    nf.plot.scatter(nuts, neutra, labels=labels, names=names, num_points=4000, ax=left)
+    left.set(title="The model's space: a funnel", xlim=(-20, 40), ylim=(-4.5, 4))
     # Colours carry the place in the funnel over to the base space.
     latent = warped[f"{guide.prefix}_shared_latent"].reshape(-1, guide.latent_dim)
-    log_tau = np.log(np.asarray(warped["tau"])).ravel()
     index = guide.space.unpack(jnp.arange(guide.latent_dim))
-    tau_index, theta_index = int(index["tau"]), int(index["theta"][0])
-    points = draw_base(
-        right,
-        latent[:, theta_index],
-        latent[:, tau_index],
-        log_tau,
-        cmap="viridis",
+    nf.plot.base(
+        latent[:, [int(index["theta"][0]), int(index["tau"])]],
+        neutra[:, 1],
+        label=r"$\log\tau$ of the draw",
+        names=[f"base coordinate of {name}" for name in names],
+        ax=right,
         vmin=-3,
         vmax=3,
     )
-    right.set(
-        title="The flow's base space: close to a standard normal",
-        xlabel=r"base coordinate of $\theta_1$",
-        ylabel=r"base coordinate of $\log\tau$",
-    )
-    handles = [
-        plt.Line2D([], [], marker="o", linestyle="", color=color, label=label)
-        for color, label in (("tab:orange", "NUTS"), ("tab:blue", "NUTS after NeuTra"))
-    ]
-    left.legend(handles=handles, loc="lower right")
-    finish_picture(path, figure, points, right, r"$\log\tau$ of the draw")
+    right.set(title="The flow's base space: close to a standard normal")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main():

@@ -18,7 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import NUTS
-from sampling import FIGURES, draw_base, figures, finish_picture, print_table, run
+from sampling import FIGURES, figures, print_table, run
 from scipy.stats import norm
 
 import numpyro_flows as nf
@@ -40,19 +40,23 @@ def draw_picture(path, plain, warped):
     v = np.linspace(-9, 9, 200)
     for axes, result, name in zip(panels, (plain, warped), ("NUTS", "FlowNUTS"), strict=False):
         x, y = (np.asarray(result.draws[site]) for site in ("x", "v"))
-        axes.scatter(x[..., 0].ravel(), y.ravel(), s=6, alpha=0.4, linewidths=0)
+        draws = np.stack([x[..., 0].ravel(), y.ravel()], axis=-1)
+        nf.plot.scatter(draws, names=("$x_1$", "$v$"), num_points=4000, ax=axes)
         for side in (-2, 2):
             axes.plot(side * np.exp(v / 2), v, color="0.5", linewidth=0.8)
-        axes.set(title=f"{name}: draws", xlabel="$x_1$", ylabel="$v$", xlim=(-25, 25), ylim=(-9, 9))
-    base = np.asarray(warped.mcmc.get_extra_fields()["warped.z"])
-    v = np.asarray(warped.mcmc.get_samples()["v"])
-    points = draw_base(panels[2], base[:, 1], base[:, 0], v, cmap="viridis", vmin=-6, vmax=6)
-    panels[2].set(
-        title="FlowNUTS: the same draws in the base space",
-        xlabel="base coordinate of $x_1$",
-        ylabel="base coordinate of $v$",
+        axes.set(title=f"{name}: draws", xlim=(-25, 25), ylim=(-9, 9))
+    nf.plot.base(
+        warped.mcmc.get_extra_fields()["warped.z"][:, [1, 0]],
+        warped.mcmc.get_samples()["v"],
+        label="$v$ of the draw",
+        names=("base coordinate of $x_1$", "base coordinate of $v$"),
+        ax=panels[2],
+        vmin=-6,
+        vmax=6,
     )
-    finish_picture(path, figure, points, panels[2], "$v$ of the draw")
+    panels[2].set(title="FlowNUTS: the same draws in the base space")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main():

@@ -20,7 +20,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer import NUTS
-from sampling import FIGURES, draw_base, figures, finish_picture, print_table, run
+from sampling import FIGURES, figures, print_table, run
 
 import numpyro_flows as nf
 
@@ -52,30 +52,22 @@ def draw_picture(path, plain, warped):
     for axes, result, name in zip(panels, (plain, warped), ("NUTS", "FlowNUTS"), strict=False):
         scale = np.asarray(result.draws["local"][..., which] * result.draws["global"]).ravel()
         value = np.asarray(result.draws["beta"])[..., which].ravel()
-        axes.scatter(value, np.log(scale), s=6, alpha=0.4, linewidths=0)
-        axes.set(
-            title=f"{name}: draws",
-            xlabel=rf"$\beta_{{{which}}}$",
-            ylabel="log of its scale",
-            xlim=(-0.5, 0.5),
-            ylim=(-16, 3),
-        )
+        draws = np.stack([value, np.log(scale)], axis=-1)
+        names = (rf"$\beta_{{{which}}}$", "log of its scale")
+        nf.plot.scatter(draws, names=names, num_points=4000, ax=axes)
+        axes.set(title=f"{name}: draws", xlim=(-0.5, 0.5), ylim=(-16, 3))
     sites = warped.mcmc.sampler.sites
-    base = np.asarray(warped.mcmc.get_extra_fields()["warped.z"])
-    colour = np.log(np.asarray(warped.mcmc.get_samples()["local"][:, which]))
-    points = draw_base(
-        panels[2],
-        base[:, sites["unit"][which]],
-        base[:, sites["local"][which]],
-        colour,
-        cmap="viridis",
+    place = [int(sites["unit"][which]), int(sites["local"][which])]
+    nf.plot.base(
+        warped.mcmc.get_extra_fields()["warped.z"][:, place],
+        np.log(np.asarray(warped.mcmc.get_samples()["local"][:, which])),
+        label="log of the local scale",
+        names=("base coordinate of its weight", "base coordinate of its local scale"),
+        ax=panels[2],
     )
-    panels[2].set(
-        title="FlowNUTS: the same draws in the base space",
-        xlabel="base coordinate of its weight",
-        ylabel="base coordinate of its local scale",
-    )
-    finish_picture(path, figure, points, panels[2], "log of the local scale")
+    panels[2].set(title="FlowNUTS: the same draws in the base space")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main():

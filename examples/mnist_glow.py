@@ -120,20 +120,11 @@ def report(model, images, labels):
         print(f"round trip of {len(y)} {name}: largest error {worst:.1e} of the range")
 
 
-def grid(rows):
-    """Rows of images (r, c, H, W, 1) as one picture."""
-    rows = np.pad(np.asarray(rows)[..., 0], [(0, 0)] * 2 + [(1, 1)] * 2)
-    return rows.transpose(0, 2, 1, 3).reshape(rows.shape[0] * rows.shape[2], -1)
-
-
-def draw(path, picture, title, ticks=()):
-    height, width = np.array(picture.shape) / 45
-    figure, axis = plt.subplots(figsize=(width, height + 0.4), layout="constrained")
-    axis.imshow(picture, cmap="gray_r", interpolation="nearest")
-    axis.set(title=title, xticks=[])
-    axis.set_yticks((np.arange(len(ticks)) + 0.5) * picture.shape[0] / max(len(ticks), 1), ticks)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+def draw(path, rows, title, labels=()):
+    axis = nf.plot.images(rows, labels=labels)
+    axis.set_title(title)
+    axis.figure.savefig(path, dpi=80)
+    plt.close(axis.figure)
 
 
 def pictures(model, images, labels, folder):
@@ -143,9 +134,9 @@ def pictures(model, images, labels, folder):
     key = jax.random.key(3)
     # The same latent vectors at each temperature.
     rows = [classes.sample(key, temperature=t) for t in TEMPERATURES]
-    draw(folder / "temperatures.png", grid(rows), "one draw per class", TEMPERATURES)
+    draw(folder / "temperatures.png", rows, "one draw per class", TEMPERATURES)
     rows = classes.sample(jax.random.key(4), (8,), temperature=0.8)
-    draw(folder / "classes.png", grid(rows), "draws at temperature 0.8")
+    draw(folder / "classes.png", rows, "draws at temperature 0.8")
     rows = []
     for digit in range(5):
         context = one_hot(digit)
@@ -154,8 +145,8 @@ def pictures(model, images, labels, folder):
         start, end = np.asarray(transform.inv(ends))
         share = np.linspace(0, 1, 10)[:, None]
         rows.append(transform((1 - share) * start + share * end))
-    picture = np.clip(grid(rows), 0, model.levels)
-    draw(folder / "interpolations.png", picture, "between two test images")
+    rows = np.clip(rows, 0, model.levels)
+    draw(folder / "interpolations.png", rows, "between two test images")
 
 
 def main():

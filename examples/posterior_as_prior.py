@@ -106,16 +106,14 @@ def draw(path: str, old, prior, new, both) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    axes[0].set_title("after the first study")
-    axes[0].plot(*old[:3000, :2].T, ".", ms=2, alpha=0.4, label="NUTS")
-    axes[0].plot(*prior[:3000, :2].T, ".", ms=2, alpha=0.4, label="the flow")
-    axes[1].set_title("after the second")
-    axes[1].plot(*both[:3000, :2].T, ".", ms=2, alpha=0.4, label="both data sets at once")
-    axes[1].plot(*new[:3000, :2].T, ".", ms=2, alpha=0.4, label="the flow as prior")
-    for ax, samples in zip(axes, (old, both), strict=True):
-        bounds = np.quantile(samples[:, :2], [0.001, 0.99], axis=0)
-        ax.set(xlabel="Vmax", ylabel="Km", xlim=bounds[:, 0], ylim=bounds[:, 1])
-        ax.legend(markerscale=5)
+    stages = {
+        "after the first study": (prior, old, ("the flow", "NUTS")),
+        "after the second": (new, both, ("the flow as prior", "both data sets at once")),
+    }
+    for ax, (title, (ours, known, labels)) in zip(axes, stages.items(), strict=True):
+        nf.plot.scatter(ours[:, :2], known[:, :2], labels=labels, names=NAMES[:2], ax=ax)
+        bounds = np.quantile(known[:, :2], [0.001, 0.99], axis=0)
+        ax.set(title=title, xlim=bounds[:, 0], ylim=bounds[:, 1])
     figure.savefig(path, dpi=120)
 
 

@@ -5,13 +5,10 @@ import warnings
 from typing import NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 from numpyro.infer import MCMC
 
 import numpyro_flows as nf
-
-CIRCLE = np.linspace(0, 2 * np.pi, 200)
 
 
 class Run(NamedTuple):
@@ -78,19 +75,3 @@ def print_table(header, rows) -> None:
     for line in lines:
         cells = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
         print("  ".join([line[0].ljust(widths[0]), *cells]))
-
-
-def draw_base(axes, x, y, colour, **style):
-    """A scatter of two base coordinates, with circles of the standard normal."""
-    points = axes.scatter(x, y, c=colour, s=6, alpha=0.4, linewidths=0, **style)
-    for radius in (1, 2, 3):
-        axes.plot(radius * np.cos(CIRCLE), radius * np.sin(CIRCLE), color="0.6", linewidth=0.7)
-    axes.set(xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), aspect="equal")
-    return points
-
-
-def finish_picture(path, figure, points, axes, label) -> None:
-    """Explain the colours of a scatter, and write the picture."""
-    figure.colorbar(points, ax=axes, label=label).solids.set_alpha(1)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -82,13 +82,10 @@ def draw_picture(path, problems):
         1, len(problems), figsize=(4.2 * len(problems), 4.2), layout="constrained", squeeze=False
     )
     for axis, (name, reference, draws) in zip(axes[0], problems, strict=True):
-        axis.scatter(*draws[:2000].T, s=12, linewidths=0, color="tab:blue", label="flow")
-        if reference is not None:
-            axis.scatter(*reference[:2000].T, s=1, color="tab:orange", label="reference")
+        names = (r"$\theta_1$", r"$\theta_2$")
+        nf.plot.scatter(draws, reference, labels=("flow", "reference"), names=names, ax=axis)
         limits = (-1.05, 1.05)  # the prior's
-        axis.set(title=name, xlabel=r"$\theta_1$", ylabel=r"$\theta_2$", xlim=limits, ylim=limits)
-        axis.set_aspect("equal")
-    axes[0, 0].legend(markerscale=3)
+        axis.set(title=name, xlim=limits, ylim=limits, aspect="equal")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -5,7 +5,7 @@ The public names, by section; layers live in ``nf.transforms`` and scalar maps i
 ``distribution.py`` (the flow).
 """
 
-from . import diagnostics, elementwise, nn, transforms
+from . import diagnostics, elementwise, nn, plot, transforms
 from .augmented import AugmentedFlow
 from .dequantization import Dequantized, dequantization_noise, dequantize, equalize
 from .diagnostics import bits_per_dim, check_transform
@@ -118,5 +118,6 @@ __all__ = [
     "diagnostics",
     "elementwise",
     "nn",
+    "plot",
     "transforms",
 ]

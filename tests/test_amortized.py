@@ -137,38 +137,6 @@ def test_guides_of_a_list_have_keys_of_their_own():
     assert abs(np.corrcoef(draws["a"], draws["b"])[0, 1]) < 0.2
 
 
-def test_to_arviz():
-    import arviz
-
-    def model(y):
-        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-        sd = numpyro.sample("sd", dist.HalfNormal(1.0))
-        numpyro.deterministic("ratio", mu / sd)
-        numpyro.factor("extra", -0.1 * mu**2)
-        numpyro.sample("y", dist.Normal(mu, sd).expand(y.shape).to_event(1), obs=y)
-
-    y = jnp.array([0.3, 1.2, -0.5])
-    guide = nf.AutoFlow(model, init="location")
-    fit = nf.fit_guide(
-        jax.random.key(0), guide, y, num_steps=100, num_particles=16, progress_bar=False
-    )
-    data = nf.to_arviz(guide, fit.params, y, key=jax.random.key(1), num_samples=50)
-    assert data.posterior["ratio"].shape == (1, 50)
-    assert data.posterior_predictive["y"].shape == (1, 50, 3)
-    assert "extra" not in data.posterior_predictive
-    assert "extra" not in data.log_likelihood
-    expected = dist.Normal(
-        np.asarray(data.posterior["mu"])[..., None], np.asarray(data.posterior["sd"])[..., None]
-    ).log_prob(y)
-    expected = expected.sum(-1)
-    np.testing.assert_allclose(data.log_likelihood["y"], expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(data.observed_data["y"], y)
-    difference = data.sample_stats["lp"] - data.sample_stats["log_q"]
-    np.testing.assert_allclose(data.sample_stats["log_weight"], difference, atol=1e-5)
-    assert np.asarray(data.posterior_predictive["y"]).std() > 0.1
-    assert "mu" in arviz.summary(data, kind="stats").index
-
-
 def test_bad_input():
     def two_plates(x):
         with numpyro.plate("a", 3):

@@ -11,12 +11,17 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+def printed(name, *options):
+    """What an example prints."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *options]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def run_example(name, folder):
     """What an example prints; it must also draw its picture."""
     pytest.importorskip("matplotlib")
     picture = folder / "picture.png"
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--picture", str(picture)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = printed(name, "--picture", str(picture))
     assert picture.stat().st_size > 10_000
     return text
 
@@ -80,3 +85,16 @@ def test_augmented(tmp_path):
     lost = dict(re.findall(r"disc, (\w+): .*points and ([\d.]+)% of the ring", text))
     assert float(lost["plain"]) > 0
     assert float(lost["augmented"]) == 0
+
+
+@pytest.mark.slow
+def test_mclmc():
+    pytest.importorskip("blackjax", reason="a sampler of BlackJAX: the extra `samplers`")
+    text = printed("mclmc")
+    found = re.search(r"mean ([\d.]+) sd, ratios of sds ([\d.]+) to ([\d.]+)", text)
+    if found is None:
+        assert "No reference draws found" in text
+        pytest.skip("the reference draws of posteriordb are not here: set NUMPYRO_FLOWS_DATA")
+    off, low, high = map(float, found.groups())
+    assert off < 0.1
+    assert 0.92 < low < high < 1.08

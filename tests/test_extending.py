@@ -1,4 +1,8 @@
-"""A new map, transform or recipe is one file, one export line and one case: as the guide shows."""
+"""What docs/extending.md adds, added.
+
+A new map, transform or recipe is one file, one export line and one case; a preconditioner is one
+function and a sampler one class, in a file of the user's own.
+"""
 
 import re
 import shutil
@@ -13,7 +17,7 @@ GUIDE = ROOT / "docs" / "extending.md"
 BLOCK = re.compile(r"```python\n# (\S+?)(?:, in (\w+))?\n(.*?)```", re.DOTALL)
 
 FILES = ("tests/test_contract.py", "tests/test_elementwise.py", "tests/test_zoo.py")
-ADDED = ("Hyperbola", "PlaneRotations", "bent")
+ADDED = ("Hyperbola", "PlaneRotations", "bent", "laplace")
 FOUND = (
     "test_every_map_has_a_case[Hyperbola]",
     "test_derivatives[hyperbola]",
@@ -25,14 +29,30 @@ FOUND = (
     "numpyro_flows.elementwise.hyperbola.Hyperbola",
     "numpyro_flows.transforms.rotations.PlaneRotations",
     "numpyro_flows.recipes.bent.bent",
+    "laplace.laplace",
 )
 
 
+SAMPLER = "examples/mclmc.py"
+
+
 @pytest.fixture(scope="module")
-def blocks():
+def all_blocks():
     found = BLOCK.findall(GUIDE.read_text())
     assert len(found) == GUIDE.read_text().count("```python")
     return found
+
+
+@pytest.fixture(scope="module")
+def blocks(all_blocks):
+    """Those that are files, or are added to one."""
+    return [block for block in all_blocks if block[0] != SAMPLER]
+
+
+def test_the_sampler_is_that_of_the_example(all_blocks):
+    (text,) = [text for path, _, text in all_blocks if path == SAMPLER]
+    assert text in (ROOT / SAMPLER).read_text()
+    assert len(text.splitlines()) < 80
 
 
 def test_each_addition_is_a_file_an_export_line_and_a_case(blocks):
@@ -48,7 +68,7 @@ def test_each_addition_is_a_file_an_export_line_and_a_case(blocks):
         else:
             assert not (ROOT / path).exists()
             kinds.append("file")
-    assert kinds == 3 * ["file", "export", "case"]
+    assert kinds == [*3 * ["file", "export", "case"], "file"]
 
 
 def test_the_tests_find_what_was_added_and_pass(blocks, tmp_path):

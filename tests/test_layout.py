@@ -17,6 +17,7 @@ LONGEST = 500
 
 #: Files and folders of the package: each imports those below it alone.
 LAYOUT = (
+    "plot",
     "infer",
     "training",
     "initialization",

@@ -240,6 +240,64 @@ def test_the_guide_carries_it_in_its_parameters():
     np.testing.assert_array_equal(again, draws)
 
 
+LOC, SCALE = np.array([5.0, -300.0]), np.array([0.01, 100.0])
+
+
+def plain_normal():
+    numpyro.sample("x", dist.Normal(LOC, SCALE).to_event(1))
+
+
+def test_a_function_of_ones_own():
+    """It gets the model's density, and what it returns is where the guide starts."""
+    seen = []
+
+    def of_gradients(log_density, key, starts):
+        # The gradient of a normal is linear: two of them have its mean and its scales.
+        seen.append((log_density(starts[0]), starts, key))
+        _, one = log_density.value_and_grad(jnp.zeros(2))
+        _, other = log_density.value_and_grad(jnp.ones(2))
+        precision = np.asarray(one - other)
+        return nf.transforms.FixedAffine(np.asarray(one) / precision, precision**-0.5)
+
+    guide = nf.AutoFlow(plain_normal, init=of_gradients)
+    fitted = nf.fit_guide(KEY, guide, progress_bar=False)
+    ((value, starts, key),) = seen
+    assert starts.shape[1] == 2
+    np.testing.assert_allclose(value, dist.Normal(LOC, SCALE).log_prob(starts[0]).sum(), rtol=1e-4)
+    assert key.shape == ()
+    affine = fitted.params["auto_preconditioner"]
+    np.testing.assert_allclose(affine.loc.value, LOC, rtol=1e-2)
+    np.testing.assert_allclose(affine.scale.value, SCALE, rtol=1e-2)
+    assert len(fitted.losses) == 0
+    assert fitted.trusted
+
+
+@pytest.mark.parametrize(
+    ("init", "error", "message"),
+    [
+        ("laplace", ValueError, r"init: expected 'auto', 'location' or a function, got 'laplace'"),
+        (
+            lambda *_: None,
+            TypeError,
+            r"returns `nf.transforms.FixedAffine.*2 coordinates, got None",
+        ),
+        (
+            lambda *_: nf.transforms.FixedAffine(jnp.zeros(3), 1.0),
+            TypeError,
+            r"of 2 coordinates, got FixedAffine",
+        ),
+        (
+            lambda *_: nf.transforms.FixedAffine(jnp.array([0.0, jnp.nan]), 1.0),
+            ValueError,
+            r"init: the function returned a map whose numbers are not all finite",
+        ),
+    ],
+)
+def test_a_function_that_is_none(init, error, message):
+    with pytest.raises(error, match=message):
+        nf.fit_guide(KEY, nf.AutoFlow(plain_normal, init=init), progress_bar=False)
+
+
 def test_fixed_affine_refuses():
     with pytest.raises(ValueError, match="loc of shape"):
         nf.transforms.FixedAffine(0.0, 1.0)

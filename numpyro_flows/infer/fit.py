@@ -1,6 +1,7 @@
 """A guide fitted in one call, with defaults that need no tuning, and a verdict on the result."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax import Array
@@ -108,10 +109,26 @@ class GuideFit(Trained):
             **self.kwargs,
         )
 
-    def to_arviz(self, key: Array | None = None, *, num_samples: int = 1000) -> Any:
+    def to_arviz(
+        self,
+        key: Array | None = None,
+        *,
+        num_samples: int = 1000,
+        coords: Mapping[str, Sequence[Any]] | None = None,
+        dims: Mapping[str, Sequence[str | None]] | None = None,
+        constant_data: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Draws for ArviZ, with predictions; see :func:`~numpyro_flows.to_arviz`."""
         return to_arviz(
-            self.guide, self.params, *self.args, key=key, num_samples=num_samples, **self.kwargs
+            self.guide,
+            self.params,
+            *self.args,
+            key=key,
+            num_samples=num_samples,
+            coords=coords,
+            dims=dims,
+            constant_data=constant_data,
+            **self.kwargs,
         )
 
     def neutra(self) -> NeuTraReparam:

@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,9 @@ from .params import model_params
 from .preconditioner import locate
 from .setup import check_plates
 from .supports import Winding
+
+#: From a model's log density, a key and starts ``(n, dim)`` to where the posterior roughly is.
+Preconditioner: TypeAlias = Callable[[LogDensity, Array, Array], FixedAffine]
 
 
 class Begun(NamedTuple):
@@ -85,7 +88,9 @@ class AutoFlow(AutoContinuous):
     :param prefix: prefix of the guide's parameter sites ``prefix_flow$params`` and
         ``prefix_preconditioner``.
     :param init: ``"auto"``, or ``"location"`` for the plain start of ``AutoDiagonalNormal``: P
-        then is located by ``init_loc_fn`` with standard deviation ``init_scale``.
+        then is located by ``init_loc_fn`` with standard deviation ``init_scale``. Or a function of
+        the model's log density (of ``(dim,)``, with a method ``value_and_grad``), a key and starts
+        ``(n, dim)`` at which it is finite, which returns P, a ``nf.transforms.FixedAffine``.
     :param init_loc_fn: NumPyro's initialisation strategy.
     :param init_scale: standard deviation of the start, in units of the unconstrained space;
         positive.
@@ -125,7 +130,7 @@ class AutoFlow(AutoContinuous):
         flow: Callable[..., FlowDistribution] = guide_flow,
         *,
         prefix: str = "auto",
-        init: str = "auto",
+        init: str | Preconditioner = "auto",
         init_loc_fn: Callable = init_to_uniform,
         init_scale: float = 0.1,
     ):
@@ -137,8 +142,8 @@ class AutoFlow(AutoContinuous):
             )
         if not init_scale > 0:
             raise ValueError(f"init_scale: expected a positive number, got {init_scale}.")
-        if init not in ("auto", "location"):
-            raise ValueError(f"init: expected 'auto' or 'location', got {init!r}.")
+        if not callable(init) and init not in ("auto", "location"):
+            raise ValueError(f"init: expected 'auto', 'location' or a function, got {init!r}.")
         self._recipe = Recipe(for_guide(flow))
         self._init = init
         self._init_scale = init_scale
@@ -193,9 +198,13 @@ class AutoFlow(AutoContinuous):
 
         :param key: ``jax.random.key``.
         :param begun: what :meth:`set_up` returned.
-        :raises ValueError: if the density is not finite around any start.
+        :raises ValueError: if the density is not finite around any start, or the numbers of a map
+            that ``init`` returned are not.
+        :raises TypeError: if ``init`` returned another thing.
         """
         density, starts = begun.density, begun.starts
+        if callable(self._init):
+            return Located(self._checked(self._init(density, key, starts)), 0)
         is_under_jit = is_traced((density, starts))
         if self._init != "location" and is_under_jit:
             warnings.warn(
@@ -217,6 +226,18 @@ class AutoFlow(AutoContinuous):
                 "`init='location'`."
             )
         return Located(found.affine.transform(), found.num_gradients)
+
+    def _checked(self, affine: Any) -> FixedAffine:
+        """The map that a function given as ``init`` returned."""
+        if not isinstance(affine, FixedAffine) or affine.event_shape != (self.latent_dim,):
+            raise TypeError(
+                "init: expected a function that returns `nf.transforms.FixedAffine(loc, scale)` of "
+                f"{self.latent_dim} coordinates, got {affine!r}."
+            )
+        numbers = [np.asarray(x) for x in jax.tree.leaves(affine) if not is_traced(x)]
+        if not all(np.isfinite(x).all() for x in numbers):
+            raise ValueError("init: the function returned a map whose numbers are not all finite.")
+        return affine
 
     def _space_at(self, args: tuple, kwargs: dict[str, Any]) -> LatentSpace:
         """The latent space with the supports that these arguments give it."""

@@ -1,5 +1,6 @@
 """How far a guide is from the posterior, and draws corrected for it, by importance weights."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from numpyro.infer.util import log_density
 from ..checks import check_key, check_size
 from ..compilation import jit
 from ..diagnostics import psis
-from .density import check_set_up, log_joint
+from .density import check_set_up, log_joint, whole_plates
 from .guide import AutoFlow
 from .guide_flow import check_exact
 from .maps import BATCH, Weighted, draw
@@ -27,26 +28,35 @@ def weighted_draws(
     args: tuple,
     kwargs: dict[str, Any],
     num_draws: int,
+    *,
+    whole: bool = False,
 ) -> Weighted:
-    """Draws of a guide with log densities of model and guide, the model at these arguments."""
+    """Draws of a guide with log densities of model and guide, the model at these arguments.
+
+    :param whole: whether subsampled plates have all their rows.
+    """
     check_key(key)
     check_size("number of draws", num_draws)
     check_set_up(guide)
     if isinstance(guide, AutoFlow):
-        return draw(guide.learned(params, args, kwargs), key, num_draws)
+        density = guide.log_density(params, args, kwargs, whole=whole)
+        return draw(guide.learned(params, args, kwargs, density), key, num_draws)
 
     def one(arguments: Any, key: Array, params: dict[str, Any]) -> Weighted:
         args, kwargs = arguments
         guide_key, model_key = jax.random.split(key)
-        log_q, trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
-        check_exact([site.get("fn") for site in trace.values()])
-        latent = {
-            name: site["value"]
-            for name, site in trace.items()
-            if site["type"] == "sample" and not site["infer"].get("is_auxiliary")
-        }
-        plates = {name: site["value"] for name, site in trace.items() if site["type"] == "plate"}
-        joint = log_joint(guide.model, model_key, args, kwargs, params | plates | latent)
+        with whole_plates() if whole else contextlib.nullcontext():
+            log_q, trace = log_density(handlers.seed(guide, guide_key), args, kwargs, params)
+            check_exact([site.get("fn") for site in trace.values()])
+            latent = {
+                name: site["value"]
+                for name, site in trace.items()
+                if site["type"] == "sample" and not site["infer"].get("is_auxiliary")
+            }
+            plates = {
+                name: site["value"] for name, site in trace.items() if site["type"] == "plate"
+            }
+            joint = log_joint(guide.model, model_key, args, kwargs, params | plates | latent)
         return Weighted(joint.sites, joint.log_density, jnp.asarray(log_q))
 
     return _each(

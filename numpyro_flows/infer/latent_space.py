@@ -1,5 +1,6 @@
 """The unconstrained space of a model's latent sites, and the model's density there."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -162,9 +163,6 @@ class LogDensity(eqx.Module):
         params = dict(params or {})
         dtype = jnp.result_type(float)
 
-        if whole:
-            model = whole_plates(model)
-
         def value(arguments: Any, u: Array, key: Array) -> tuple[Array, Any]:
             args, kwargs = arguments
             sites, log_dets = {}, {}
@@ -178,7 +176,7 @@ class LogDensity(eqx.Module):
                 log_det = transform.log_abs_det_jacobian(x, sites[name])
                 extra = log_det.ndim - sites[name].ndim + event_dims[name]
                 log_dets[name] = sum_rightmost(log_det, extra)
-            with handlers.block():
+            with handlers.block(), whole_plates() if whole else contextlib.nullcontext():
                 joint = log_joint(model, key, args, kwargs, params | sites)
             if as_nuts:
                 log_dets = {name: joint.within(name, x) for name, x in log_dets.items()}
