@@ -6,6 +6,8 @@ decision is made by the text of an error.
 
 import ast
 import itertools
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -274,3 +276,10 @@ def test_the_rules_see_what_they_forbid():
     assert not is_downwards(f"{PACKAGE}.transforms.radial", f"{PACKAGE}.transforms")
     assert is_downwards(f"{PACKAGE}.elementwise.affine", f"{PACKAGE}.elementwise.base")
     assert not is_downwards(f"{PACKAGE}.elementwise.base", f"{PACKAGE}.elementwise.affine")
+
+
+def test_what_is_slow_to_import_waits_for_its_use():
+    code = "import sys, numpyro_flows; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {"arviz", "blackjax", "diffrax", "funsor", "matplotlib", "scipy.optimize", "scipy.stats"}
+    assert not slow & set(done.stdout.split())

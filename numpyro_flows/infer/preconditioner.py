@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-import scipy.optimize
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -149,6 +148,8 @@ def _rough_scale(rows: Rows, rng: np.random.Generator, start: Matrix, init: floa
 
 def _path(rows: Rows, start: Matrix, num_steps: int) -> tuple[Matrix, Matrix]:
     """Points of an L-BFGS path and the gradients of the log density there, ``(points, dim)``."""
+    from scipy.optimize import minimize  # slow to import
+
     seen: dict[bytes, Matrix] = {}
     worst = [0.0]
 
@@ -162,7 +163,7 @@ def _path(rows: Rows, start: Matrix, num_steps: int) -> tuple[Matrix, Matrix]:
         return -float(value), -grad
 
     points = [start]
-    scipy.optimize.minimize(
+    minimize(
         loss,
         start,
         jac=True,

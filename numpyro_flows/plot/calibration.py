@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ..checks import check_size
 from ._figure import Axes, Draws, named, one, strip
@@ -40,6 +39,8 @@ def ranks(
     >>> nf.plot.ranks(ranks, 99, names=["mu", "tau"])[0].get_title()
     'mu'
     """
+    from scipy import stats  # slow to import
+
     columns = _ranks(ranks, num_draws, names)
     num_bins = min(check_size("num_bins", num_bins), num_draws + 1)
     # Bins hold whole numbers of ranks, and as many of them as can be.
@@ -85,6 +86,8 @@ def coverage(
     levels = np.linspace(0, 1, 101)
     num = min(map(len, columns.values()))
     edges = np.stack([1 - levels, 1 + levels]) / 2
+    from scipy import stats  # slow to import
+
     low, high = stats.binom.ppf([[0.025], [0.975]], num, levels) / num
     ax.fill_between(levels, low, high, color="0.85", linewidth=0)
     ax.plot(levels, levels, color="0.4", linewidth=0.8)

@@ -1,9 +1,8 @@
 """The continuous flow: an ordinary differential equation carries base draws to data."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,10 +13,14 @@ from ..checks import check_key, check_size
 from ..parts import Fixed
 from ..transform import ColumnTransform
 
-_ADJOINTS: Final[dict[str, Callable[[], diffrax.AbstractAdjoint]]] = {
-    "checkpoint": diffrax.RecursiveCheckpointAdjoint,
-    "backsolve": diffrax.BacksolveAdjoint,
-    "direct": diffrax.DirectAdjoint,
+if TYPE_CHECKING:
+    import diffrax
+
+# Diffrax takes as long to import as everything else here, and only this file's solves need it.
+_ADJOINTS: Final = {
+    "checkpoint": "RecursiveCheckpointAdjoint",
+    "backsolve": "BacksolveAdjoint",
+    "direct": "DirectAdjoint",
 }
 _NOISES: Final[dict[str, Callable[..., Array]]] = {
     "rademacher": jax.random.rademacher,
@@ -147,7 +150,7 @@ class Continuous(ColumnTransform):
         trace: str | None = None,
         noise: str = "rademacher",
         num_probes: int = 1,
-        solver: str | diffrax.AbstractERK = "Tsit5",
+        solver: "str | diffrax.AbstractERK" = "Tsit5",
         rtol: float = 1e-5,
         atol: float = 1e-5,
         num_steps: int | None = None,
@@ -281,6 +284,8 @@ class Continuous(ColumnTransform):
         :return: ``num_evaluations``, ``num_steps``, ``num_accepted_steps``,
             ``num_rejected_steps``: integers, or of shape ``(rows,)`` if each row has its steps.
         """
+        import diffrax
+
         value = jnp.asarray(value).reshape(-1, self.dim).T
         context = self.read_context(context)
         if context is not None:
@@ -301,6 +306,8 @@ class Continuous(ColumnTransform):
 def _solve(
     flow: Continuous, value: Array, context: Array | None, forward: bool
 ) -> tuple[Array, Array, dict[str, Array]]:
+    import diffrax
+
     shared = context is None or context.shape[1] == 1
     probes = jnp.eye(flow.dim) if flow.trace == "exact" else flow.probes.value
     each = probes.ndim == 3
@@ -344,7 +351,7 @@ def _solve(
             (value, jnp.zeros_like(value[0])),
             (flow.field, context, probes),
             stepsize_controller=controller,
-            adjoint=_ADJOINTS[flow.adjoint](),
+            adjoint=getattr(diffrax, _ADJOINTS[flow.adjoint])(),
             max_steps=flow.max_steps if flow.num_steps is None else flow.num_steps,
             throw=False,
         )
@@ -374,6 +381,8 @@ def _solve(
 
 @eqx.filter_jit
 def _trajectories(flow: Continuous, x: Array, times: Array, context: Array | None) -> Array:
+    import diffrax
+
     def derivative(t: Any, z: Any, args: Any) -> Array:
         return flow.velocity(t, z, context)
 
@@ -426,6 +435,8 @@ def _as_module(field: Any) -> Any:
 
 
 def _solver_name(solver: Any) -> str:
+    import diffrax
+
     name = solver if isinstance(solver, str) else type(solver).__name__
     cls = getattr(diffrax, name, None)
     known = (
