@@ -136,7 +136,7 @@ class Learned(NamedTuple):
     ess: float
     num_gradients: int
     pilot_divergences: int
-    improper: tuple[str, ...]
+    improper: tuple[str, ...] = ()
 
 
 class _Guide(AutoFlow):
