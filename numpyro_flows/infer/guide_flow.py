@@ -3,12 +3,13 @@
 import functools
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpyro.distributions import Distribution
 from numpyro.infer.initialization import init_to_value
 
 from ..checks import is_real
@@ -115,9 +116,16 @@ class Recipe:
         return hash(self._key)
 
 
+class Rest(NamedTuple):
+    """What of a guide's flow is not trained."""
+
+    base_dist: Distribution
+    transform: Any
+
+
 # Compiled as one: run bit by bit, a recipe's many small programs take seconds.
 @jit(static_argnums=(0, 1), once=True)
-def build(recipe: Recipe, dim: int, key: Array) -> tuple[Any, Any]:
+def build(recipe: Recipe, dim: int, key: Array) -> tuple[Any, Rest]:
     """The recipe's flow with a trainable affine map behind it, parted for training."""
     flow = recipe(key, dim)
     check_exact(flow)
@@ -134,10 +142,18 @@ def build(recipe: Recipe, dim: int, key: Array) -> tuple[Any, Any]:
             "the sites' supports itself."
         )
     affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
-    return partition(FlowDistribution(flow.base_dist, Chain([flow.transform, affine])))
+    # The transform's alone: NumPyro's scan asks parameters for their shape, and a distribution's is
+    # a method.
+    params, rest = partition(Chain([flow.transform, affine]))
+    return params, Rest(flow.base_dist, rest)
 
 
-def assemble(params: Any, rest: Any, affine: FixedAffine) -> FlowDistribution:
+def flow_of(params: Any, rest: Rest) -> FlowDistribution:
+    """What ``build`` parted, as one flow."""
+    return FlowDistribution(rest.base_dist, combine(params, rest.transform))
+
+
+def assemble(params: Any, rest: Rest, affine: FixedAffine) -> FlowDistribution:
     """The flow over the latent space: what ``build`` parted, behind the frozen preconditioner."""
-    flow, affine = combine(params, rest), jax.lax.stop_gradient(affine)
-    return FlowDistribution(flow.base_dist, Chain([*flow.transform.parts, affine]))
+    transform, affine = combine(params, rest.transform), jax.lax.stop_gradient(affine)
+    return FlowDistribution(rest.base_dist, Chain([*transform.parts, affine]))

@@ -19,7 +19,7 @@ from numpyro.infer.initialization import init_to_uniform
 
 from ..compilation import is_traced, split
 from ..diagnostics import importance_ess, psis_khat
-from ..distribution import FlowDistribution, combine, partition
+from ..distribution import FlowDistribution, partition
 from ..training import fit
 from ..transforms import FixedAffine
 from .density import own_params
@@ -32,7 +32,7 @@ from .fisher import (
     mean_log_density,
 )
 from .guide import AutoFlow
-from .guide_flow import guide_flow
+from .guide_flow import flow_of, guide_flow
 from .latent_space import LatentSpace, LogDensity, SetUp
 from .maps import LearnedMap, draw
 from .pilots import base_starts, divide, run_pilots
@@ -283,7 +283,7 @@ class _Learner:
         if not len(draws.x) or not len(held_out.x):
             return
         affine = affine_of_moments(self._located, draws.x)
-        fresh = combine(self._guide.initial_flow(self._flow_key), self._guide.rest)
+        fresh = flow_of(self._guide.initial_flow(self._flow_key), self._guide.rest)
         fitted = fit(
             fit_key,
             fresh,
@@ -292,7 +292,7 @@ class _Learner:
             patience=20,
             progress_bar=progress_bar,
         )
-        found = _Candidate(affine, partition(fitted.flow)[0])
+        found = _Candidate(affine, partition(fitted.flow.transform)[0])
         trial = Trial(
             "flow by draws from scattered starts",
             "log density",

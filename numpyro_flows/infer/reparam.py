@@ -41,8 +41,9 @@ class _Sites(Reparam):
         if obs is not None:
             raise ValueError(
                 f"Site {name!r} is latent in the guide but has a value in the model. If it is "
-                "observed now, fit the guide to the model as it is conditioned; a site inside a "
-                "`numpyro.contrib.control_flow` loop cannot be reparameterised."
+                "observed now, fit the guide to the model as it is conditioned. A site inside a "
+                "loop of `numpyro.contrib.control_flow` cannot be reparameterised: sample such a "
+                "model with `nf.FlowNUTS`, which can."
             )
         unconstrained = self.waiting.pop(name)
         transform = self.windings[name] if name in self.windings else biject_to(fn.support)
