@@ -314,5 +314,5 @@ def test_bad_input():
         scan(lambda c, _: (numpyro.sample("x", dist.Normal(c, 1)), None), 0.0, None, length=4)
 
     scan_guide, scan_params = set_up(SinhGuide(in_scan))
-    with pytest.raises(ValueError, match="control_flow` loop cannot be reparameterised"):
+    with pytest.raises(ValueError, match="control_flow` cannot be reparameterised"):
         handlers.seed(nf.NeuTraReparam(scan_guide, scan_params).reparam(in_scan), 0)()
