@@ -174,9 +174,9 @@ def preprocessing(options) -> None:
     )
     flows = {
         "none": build(),
-        "logit, margin 0.05": build(support=nf.grey_levels(levels)),
-        "logit, margin 1e-4": build(support=nf.grey_levels(levels, margin=1e-4)),
-        "logit, margin 1e-6": build(support=nf.grey_levels(levels, margin=1e-6)),
+        "logit, margin 0.05": build(support=nf.recipes.grey_levels(levels)),
+        "logit, margin 1e-4": build(support=nf.recipes.grey_levels(levels, margin=1e-4)),
+        "logit, margin 1e-6": build(support=nf.recipes.grey_levels(levels, margin=1e-6)),
         "histogram": nf.equalize(build(), images, levels),
     }
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 50, steps)

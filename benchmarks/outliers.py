@@ -37,7 +37,9 @@ def by_class(model, images):
     size = math.prod(images.shape[1:]) * math.log(2)
     each = -size * np.stack(
         [
-            nf.bits_per_dim(KEY, model, images, np.broadcast_to(one_hot(c), (len(images), 10)))
+            diagnostics.bits_per_dim(
+                KEY, model, images, np.broadcast_to(one_hot(c), (len(images), 10))
+            )
             for c in range(10)
         ]
     )
@@ -106,7 +108,7 @@ def main() -> None:
                 for m in (1, 10, 50)
             },
             "latent chi-square": diagnostics.latent_chi_square(z),
-            "likelihood ratio": log_probs + size * nf.bits_per_dim(KEY, background, x),
+            "likelihood ratio": log_probs + size * diagnostics.bits_per_dim(KEY, background, x),
         }
     names = list(scores["MNIST"])
     print("| outside | bits/dim | " + " | ".join(names) + " |")

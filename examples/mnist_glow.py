@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 import numpyro_flows as nf
+from numpyro_flows.diagnostics import bits_per_dim
 
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -71,7 +72,9 @@ def build(images, labels, num_levels, options):
     )
     # Four fifths of all pixels are 0: equalised, their noise has as much room as their share.
     flow = nf.equalize(flow, images, num_levels)
-    noise = nf.dequantization_noise(key, images.shape[1:]) if options.variational else None
+    noise = None
+    if options.variational:
+        noise = nf.dequantization.noise_flow(key, images.shape[1:])
     model = nf.dequantize(flow, num_levels, noise)
     return nf.initialize(model, images[:512], one_hot(labels[:512]))
 
@@ -96,14 +99,14 @@ def train(model, images, labels, options):
 def report(model, images, labels):
     """Bits per dimension of the test images, and what is left of them after a round trip."""
     key, count = jax.random.key(2), len(images)
-    bits = nf.bits_per_dim(key, model, images, one_hot(labels))
+    bits = bits_per_dim(key, model, images, one_hot(labels))
     dim = math.prod(images.shape[1:])
     error = bits.std() / count**0.5
     print(f"test bits/dim given the class {bits.mean():.4f} (standard error {error:.4f})")
     # P(x) is at least P(x, class), so this bound holds without the class as well.
     print(f"test bits/dim without it, at most {bits.mean() + math.log2(10) / dim:.4f}")
     few = slice(0, 500)
-    tight = nf.bits_per_dim(key, model, images[few], one_hot(labels[few]), num_samples=16)
+    tight = bits_per_dim(key, model, images[few], one_hot(labels[few]), num_samples=16)
     print(f"the first {len(tight)} images: {bits[few].mean():.4f}, 16 draws {tight.mean():.4f}")
 
     @jax.jit

@@ -1,34 +1,44 @@
 """Normalizing flows as native NumPyro transforms and distributions.
 
-The public names, by section; layers live in ``nf.transforms`` and scalar maps in
-``nf.elementwise``. Two files hold the design: ``transform.py`` (the contract of a transform) and
-``distribution.py`` (the flow).
+The names that most programs type, by section. The rest is in modules: layers in ``nf.transforms``,
+scalar maps in ``nf.elementwise``, networks in ``nf.nn``, pictures in ``nf.plot``, checks in
+``nf.diagnostics``; classes of results, and what few need, in ``nf.training``, ``nf.infer``,
+``nf.recipes``, ``nf.dequantization`` and ``nf.io``.
+
+Two files hold the design: ``transform.py`` (the contract of a transform) and ``distribution.py``
+(the flow).
 """
 
-from . import diagnostics, elementwise, nn, plot, transforms
+from . import dequantization as dequantization
+from . import diagnostics as diagnostics
+from . import elementwise as elementwise
+from . import infer as infer
+from . import io as io
+from . import nn as nn
+from . import plot as plot
+from . import recipes as recipes
+from . import training as training
+from . import transforms as transforms
 from .augmented import AugmentedFlow
-from .dequantization import Dequantized, dequantization_noise, dequantize, equalize
-from .diagnostics import bits_per_dim, check_transform
+from .dequantization import dequantize, equalize
+from .diagnostics import check_transform
 from .distribution import FlowDistribution, combine, partition
 from .infer import (
     STL_ELBO,
     AmortizedFlow,
     AutoFlow,
     FlowNUTS,
-    FlowNUTSReport,
-    GuideFit,
     NeuTraReparam,
     augmented_model,
     fit_guide,
     flow_module,
-    importance_log_weights,
     importance_resample,
     learn_map,
     random_flow_module,
     to_arviz,
 )
 from .initialization import initialize
-from .io import load, register, save
+from .io import load, save
 from .parts import Fixed
 from .recipes import (
     augmented_cnf,
@@ -37,7 +47,6 @@ from .recipes import (
     cnf,
     coupling_flow,
     glow,
-    grey_levels,
     iaf,
     maf,
     nice,
@@ -49,7 +58,7 @@ from .recipes import (
     residual_flow,
     sylvester,
 )
-from .training import FitResult, FlowMatching, fit
+from .training import FlowMatching, fit
 from .transform import FlowTransform
 
 __version__ = "0.1.0"
@@ -70,7 +79,6 @@ __all__ = [
     "cnf",
     "augmented_cnf",
     "glow",
-    "grey_levels",
     "coupling_flow",
     "autoregressive_flow",
     "residual_flow",
@@ -86,13 +94,9 @@ __all__ = [
     # training on data
     "fit",
     "FlowMatching",
-    "FitResult",
     # discrete data
     "dequantize",
     "equalize",
-    "dequantization_noise",
-    "Dequantized",
-    "bits_per_dim",
     # inside NumPyro
     "flow_module",
     "random_flow_module",
@@ -101,19 +105,15 @@ __all__ = [
     "augmented_model",
     "STL_ELBO",
     "fit_guide",
-    "GuideFit",
     "importance_resample",
-    "importance_log_weights",
     "to_arviz",
     "NeuTraReparam",
     "learn_map",
     "FlowNUTS",
-    "FlowNUTSReport",
     # trust and tools
     "check_transform",
     "save",
     "load",
-    "register",
     # modules
     "diagnostics",
     "elementwise",

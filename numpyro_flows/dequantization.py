@@ -133,7 +133,7 @@ def dequantize(
 
     :param flow: flow over data in units of one level, so over ``x + u`` in [0, levels).
     :param levels: number of levels, 256 for images of 8 bits.
-    :param noise: the noise's distribution given the data, as :func:`dequantization_noise` makes
+    :param noise: the noise's distribution given the data, as :func:`noise_flow` makes
         it; uniform by default.
     :raises TypeError: if ``flow`` or ``noise`` is no ``FlowDistribution``.
     :raises ValueError: if the flow's support leaves out part of [0, levels), the noise's support is
@@ -141,7 +141,7 @@ def dequantize(
 
     >>> import jax, jax.numpy as jnp, numpyro_flows as nf
     >>> key, shape = jax.random.key(0), (8, 8, 1)
-    >>> flow = nf.glow(key, shape, depth=2, hidden=(8, 8), support=nf.grey_levels(16))
+    >>> flow = nf.glow(key, shape, depth=2, hidden=(8, 8), support=nf.recipes.grey_levels(16))
     >>> model = dequantize(flow, 16)
     >>> x = jnp.zeros((5, 8, 8, 1), int)
     >>> model.log_prob_bound(key, x).shape, model.sample(key, (2,)).shape
@@ -155,14 +155,14 @@ def dequantize(
     if not np.all(flow.support(ends)):
         raise ValueError(
             f"flow: expected a support that holds 0 to {levels}, the units of one level, got "
-            f"{flow.support}. `support=nf.grey_levels({levels})` is the one of images."
+            f"{flow.support}. `support=nf.recipes.grey_levels({levels})` is the one of images."
         )
     if noise is not None:
         middle = jnp.full(noise.event_shape, 0.5)
         if noise.event_shape != flow.event_shape or not noise.context_dim:
             raise ValueError(
                 f"noise: expected a conditional flow over events of shape {flow.event_shape}, got "
-                f"{noise}. `nf.dequantization_noise` makes one."
+                f"{noise}. `nf.dequantization.noise_flow` makes one."
             )
         if not np.all(noise.support(middle)) or np.any(noise.support(middle + 1)):
             raise ValueError(
@@ -203,7 +203,7 @@ def equalize(flow: FlowDistribution, x: ArrayLike, levels: int = 256) -> FlowDis
     return flow.with_parts(transform=Chain([flow.transform, last]))
 
 
-def dequantization_noise(
+def noise_flow(
     key: Array,
     shape: Sequence[int],
     *,

@@ -229,7 +229,7 @@ def _refuse(value: Any, path: str) -> TypeError:
         hint = f"Files keep NumPy's own dtypes, not {value.dtype}; convert it to float32."
     else:
         hint = (
-            "Files hold data only. Mark a module class of your own with `@nf.register`; for a "
+            "Files hold data only. Mark a module class of your own with `@nf.io.register`; for a "
             "function, use a named activation (`numpyro_flows.nn.ACTIVATIONS`); take "
             "distributions, NumPyro transforms and constraints from `numpyro.distributions`."
         )
@@ -297,7 +297,7 @@ def _decode(node: Any, archive: zipfile.ZipFile) -> Any:
     name, fields = content
     cls = _find(kind, name)
     if cls is None:
-        hint = " Register it with `nf.register` before loading." if kind == "module" else ""
+        hint = " Register it with `nf.io.register` before loading." if kind == "module" else ""
         raise ValueError(f"expected the name of a known {kind} class, got {name!r}.{hint}")
     return _build(kind, cls, {key: _decode(item, archive) for key, item in fields.items()})
 

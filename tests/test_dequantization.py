@@ -32,12 +32,18 @@ def masses(x, loc=1.7, scale=0.9):
 
 
 def small_model(noise=False, **config):
-    config = {"levels": 1, "depth": 2, "hidden": (4,), "support": nf.grey_levels(LEVELS), **config}
+    config = {
+        "levels": 1,
+        "depth": 2,
+        "hidden": (4,),
+        "support": nf.recipes.grey_levels(LEVELS),
+        **config,
+    }
     small = {"depth": 2, "hidden": (4,), "features": 2}
     return nf.dequantize(
         nf.glow(KEY, SHAPE, **config),
         LEVELS,
-        nf.dequantization_noise(KEY, SHAPE, **small) if noise else None,
+        nf.dequantization.noise_flow(KEY, SHAPE, **small) if noise else None,
     )
 
 
@@ -98,12 +104,12 @@ def test_the_best_noise_closes_the_gap():
 def test_bits_per_dim():
     model = nf.dequantize(normal(2), LEVELS)
     x = np.array([[0, 3], [1, 2], [2, 2]])
-    bits = nf.bits_per_dim(KEY, model, x, num_samples=20_000, batch_size=2)
+    bits = nf.diagnostics.bits_per_dim(KEY, model, x, num_samples=20_000, batch_size=2)
     assert np.allclose(bits, -masses(x) / (2 * np.log(2)), atol=0.02)
 
 
 def test_new_noise_is_uniform():
-    noise = nf.dequantization_noise(KEY, (6, 4, 1), depth=2, hidden=(4,), features=2)
+    noise = nf.dequantization.noise_flow(KEY, (6, 4, 1), depth=2, hidden=(4,), features=2)
     u, log_q = noise.condition(jnp.ones((500, 6, 4, 1))).sample_and_log_prob(KEY)
     assert np.allclose(log_q, 0, atol=1e-3)
     assert stats.kstest(np.asarray(u).ravel(), "uniform").pvalue > 0.01
@@ -138,9 +144,9 @@ def test_fit(noise):
     fitted = nf.fit(
         KEY, model, x, max_epochs=20, batch_size=50, learning_rate=1e-2, progress_bar=False
     )
-    before, after = (nf.bits_per_dim(KEY, m, x).mean() for m in (model, fitted.flow))
+    before, after = (nf.diagnostics.bits_per_dim(KEY, m, x).mean() for m in (model, fitted.flow))
     assert after < before - 0.05
-    assert isinstance(fitted.flow, nf.Dequantized)
+    assert isinstance(fitted.flow, nf.dequantization.Dequantized)
     if noise:
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), fitted.flow.noise, model.noise)
         assert moved.transform.network.net.weights[0]
@@ -151,7 +157,7 @@ def test_fit_conditional():
     model = small_model(context_dim=2)
     fitted = nf.fit(KEY, model, x, context, max_epochs=1, progress_bar=False)
     assert fitted.flow.condition(context).log_prob_bound(KEY, x).shape == (40,)
-    assert nf.bits_per_dim(KEY, fitted.flow, x, context).shape == (40,)
+    assert nf.diagnostics.bits_per_dim(KEY, fitted.flow, x, context).shape == (40,)
 
 
 def test_noise_is_fresh_in_training_and_fixed_in_validation():
@@ -238,7 +244,7 @@ BAD = {
         r"x: expected shape \(n, 4, 4, 1\), one draw per row",
     ),
     "bits of a flow": (
-        lambda: nf.bits_per_dim(KEY, small_model().flow, X),
+        lambda: nf.diagnostics.bits_per_dim(KEY, small_model().flow, X),
         TypeError,
         "call `nf.dequantize",
     ),
@@ -248,7 +254,9 @@ BAD = {
         "support that holds 0 to 256",
     ),
     "noise of another shape": (
-        lambda: nf.dequantize(small_model().flow, LEVELS, nf.dequantization_noise(KEY, (8, 8, 1))),
+        lambda: nf.dequantize(
+            small_model().flow, LEVELS, nf.dequantization.noise_flow(KEY, (8, 8, 1))
+        ),
         ValueError,
         r"conditional flow over events of shape \(4, 4, 1\)",
     ),

@@ -184,7 +184,7 @@ def test_temperature_needs_a_mean():
 
 
 def test_grey_levels_are_the_logit_of_realnvp(x64):
-    support = nf.grey_levels(256, margin=0.05)
+    support = nf.recipes.grey_levels(256, margin=0.05)
     flow = nf.glow(KEY, (4, 4, 1), levels=1, support=support, **TINY)
     y = 256 * jax.random.uniform(KEY, (3, 4, 4, 1))
     p = 0.05 + 0.9 * np.asarray(y) / 256
@@ -285,7 +285,7 @@ BAD = {
         ValueError,
         "got angles, which Glow would tear",
     ),
-    "margin": (lambda: nf.grey_levels(256, margin=0.5), ValueError, "between 0 and 1/2"),
+    "margin": (lambda: nf.recipes.grey_levels(256, margin=0.5), ValueError, "between 0 and 1/2"),
 }
 
 

@@ -6,12 +6,15 @@ decision is made by the text of an error.
 
 import ast
 import itertools
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+import numpyro_flows as nf
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "numpyro_flows"
@@ -166,6 +169,14 @@ def test_there_is_no_cycle():
     while free := {module for module, imports in left.items() if not imports & left.keys()}:
         left = {module: imports for module, imports in left.items() if module not in free}
     assert not left, f"cycle among {sorted(left)}"
+
+
+def test_few_names_are_public():
+    """What most programs type, and all that the README does; each is listed once, and is there."""
+    assert len(nf.__all__) == len(set(nf.__all__)) <= 47
+    assert all(hasattr(nf, name) for name in nf.__all__)
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"\bnf\.(\w+)", readme)) <= set(nf.__all__)
 
 
 def test_files_are_short():

@@ -37,7 +37,7 @@ def embedded():
         (lambda: nf.fit(KEY, embedded(), GOOD, {"dose": holed(COLUMN)}), "context"),
         (lambda: nf.fit(KEY, LEVELS, holed(COUNTS)), "x"),
         (lambda: nf.fit(KEY, nf.cnf(KEY, 2), holed(GOOD), objective=nf.FlowMatching()), "x"),
-        (lambda: nf.bits_per_dim(KEY, LEVELS, holed(COUNTS)), "x"),
+        (lambda: nf.diagnostics.bits_per_dim(KEY, LEVELS, holed(COUNTS)), "x"),
         (lambda: nf.equalize(FLOW, holed(COUNTS), 8), "x"),
         (lambda: nf.initialize(LEVELS, holed(COUNTS)), "batch"),
         (lambda: nf.initialize(FLOW, holed(GOOD)), "batch"),

@@ -69,7 +69,7 @@ def glow(
     :param hidden: channels of the hidden layers of the networks, or for each level, finest first.
     :param context_dim: width of the context, such as 10 for one-hot classes.
     :param support: scalar constraint that the data satisfies, or a tuple of one per channel;
-        ``nf.grey_levels(256)`` is the logit preprocessing of images.
+        ``nf.recipes.grey_levels(256)`` is the logit preprocessing of images.
     :param base: distribution of z; standard normal by default.
     :param permutation_seed: seed of the channel permutations between steps.
     :param map: elementwise map of the couplings; by default affine, its log-scale bounded by

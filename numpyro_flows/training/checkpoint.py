@@ -41,10 +41,10 @@ class Checkpoint:
 
     def save(self, trees: Any, record: dict[str, Any]) -> None:
         """Write the arrays of a pytree, and what JSON can hold."""
-        arrays = {name: to_numpy(leaf) for name, leaf in _by_name(trees)}
+        arrays: dict[str, Any] = {name: to_numpy(leaf) for name, leaf in _by_name(trees)}
         arrays["meta"] = np.array(json.dumps({"fingerprint": self.fingerprint, **record}))
         with written_whole(self.path) as temporary, open(temporary, "xb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)
 
     def load(self, trees: Any) -> tuple[Any, dict[str, Any]] | None:
         """What was saved last, as a pytree like ``trees``; None if the file is not there.
