@@ -73,7 +73,7 @@ def errors(posterior: models.Posterior, draws) -> dict[str, float]:
 
 def weights(posterior, guide, params, seed: int) -> dict[str, float]:
     log_weights = np.asarray(
-        nf.infer.importance_log_weights(jax.random.key(seed), guide, params, *posterior.args), float
+        nf.importance_log_weights(jax.random.key(seed), guide, params, *posterior.args), float
     )
     return {
         "elbo": float(log_weights.mean()),

@@ -125,7 +125,7 @@ def main():
     print(f"AutoFlow: {options.steps:,} steps of 128 particles ...", flush=True)
     guide, params, train_seconds = train_guide(options.steps)
     draws = guide.sample_posterior(jax.random.key(2), params, sample_shape=(4, 1000))
-    log_weights = nf.infer.importance_log_weights(jax.random.key(3), guide, params, SIGMA, Y)
+    log_weights = nf.importance_log_weights(jax.random.key(3), guide, params, SIGMA, Y)
     print("NUTS after NeuTra ...\n", flush=True)
     warped = run_nuts(nf.NeuTraReparam(guide, params).reparam(model), seed=1)
 

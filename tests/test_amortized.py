@@ -110,9 +110,7 @@ def test_weights_of_a_composed_guide_are_density_ratios():
     guide = guide_list(flow=small)
     trace = handlers.trace(handlers.seed(guide, 0)).get_trace(X)
     params = {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
-    log_weights = nf.infer.importance_log_weights(
-        jax.random.key(0), guide, params, X, num_samples=2000
-    )
+    log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, X, num_samples=2000)
     draws, khat = nf.importance_resample(
         jax.random.key(0), guide, params, X, num_samples=10, num_proposals=500
     )

@@ -332,7 +332,7 @@ def test_what_needs_a_density_refuses_it():
     guide = Inexact(normal_model)
     params = SVI(normal_model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO()).init(KEY, y)
     with pytest.raises(ValueError, match="the estimate, with which .* nor importance weights"):
-        nf.infer.importance_log_weights(KEY, guide, {}, y, num_samples=4)
+        nf.importance_log_weights(KEY, guide, {}, y, num_samples=4)
     with pytest.raises(ValueError, match="the estimate, with which"):
         nf.importance_resample(KEY, guide, {}, y, num_samples=4)
     with pytest.raises(ValueError, match="the estimate, with which .* nor neural transport"):
@@ -358,7 +358,7 @@ def test_a_guide_over_auxiliary_coordinates(recipe):
     config = {"num_steps": 600, "num_particles": 32, "num_draws": 4000, "progress_bar": False}
     result = nf.fit_guide(KEY, guide, y, learning_rate=1e-2, **config)
     assert "augmentation$params" in result.params
-    log_weights = nf.infer.importance_log_weights(
+    log_weights = nf.importance_log_weights(
         jax.random.key(1), guide, result.params, y, num_samples=4000
     )
     elbo, error = float(log_weights.mean()), float(log_weights.std()) / 4000**0.5

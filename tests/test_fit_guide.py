@@ -82,7 +82,7 @@ def test_resampling_corrects_a_guide_that_is_off():
     assert abs(draws["mu"].mean() - Y.sum() / 5) < 0.02
     assert abs(draws["mu"].std() - 5**-0.5) < 0.02
     np.testing.assert_allclose(draws["twice"], 2 * draws["mu"], rtol=1e-6)
-    log_weights = nf.infer.importance_log_weights(jax.random.key(0), guide, params, Y)
+    log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, Y)
     value, error = nf.diagnostics.log_evidence(log_weights)
     assert 0 < error < 0.02
     assert abs(value - evidence(Y)) < 4 * error
@@ -92,7 +92,7 @@ def test_weights_say_when_a_guide_misses_mass():
     guide = AutoDiagonalNormal(conjugate)
     handlers.seed(guide, 0)(Y)
     params = {"auto_loc": jnp.array([3.0]), "auto_scale": jnp.array([0.1])}
-    log_weights = nf.infer.importance_log_weights(jax.random.key(0), guide, params, Y)
+    log_weights = nf.importance_log_weights(jax.random.key(0), guide, params, Y)
     assert nf.diagnostics.psis_khat(log_weights) > 0.7
     assert nf.diagnostics.importance_ess(log_weights) < 0.1
 
@@ -165,7 +165,7 @@ def test_weights_keep_no_guide_alive():
             numpyro.sample("y", dist.Normal(0.0, 1.0), obs=data.y)
 
         guide, params = exact_guide(model)
-        nf.infer.importance_log_weights(jax.random.key(0), guide, params, num_samples=10)
+        nf.importance_log_weights(jax.random.key(0), guide, params, num_samples=10)
         return weakref.ref(data)
 
     alive = weighted()
@@ -353,7 +353,7 @@ def test_bad_input(fitted):
     with pytest.raises(ValueError, match="num_steps: expected at least 1"):
         nf.fit_guide(jax.random.key(0), guide, Y, num_steps=0)
     with pytest.raises(ValueError, match="never set up"):
-        nf.infer.importance_log_weights(jax.random.key(0), nf.AutoFlow(conjugate), fit.params, Y)
+        nf.importance_log_weights(jax.random.key(0), nf.AutoFlow(conjugate), fit.params, Y)
     with pytest.raises(TypeError, match="write `jax.random.key"):
         nf.importance_resample(0, guide, fit.params, Y)
 

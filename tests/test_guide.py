@@ -108,7 +108,7 @@ def test_finds_a_conjugate_posterior():
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(50_000,))["beta"]
     np.testing.assert_allclose(draws.mean(0), mean, atol=0.03)
     np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.03)
-    log_weights = nf.infer.importance_log_weights(jax.random.key(2), guide, result.params, 1.5)
+    log_weights = nf.importance_log_weights(jax.random.key(2), guide, result.params, 1.5)
     evidence = dist.Normal(0.0, (0.25 + 1 + 0.81) ** 0.5).log_prob(1.5)
     assert abs(float(jax.nn.logsumexp(log_weights)) - np.log(len(log_weights)) - evidence) < 0.01
     assert nf.diagnostics.importance_ess(log_weights) > 0.95
@@ -180,7 +180,7 @@ def test_importance_weights_are_density_ratios(trained):
     )
     expected = log_joint - guide.get_posterior(params).log_prob(z)
     np.testing.assert_allclose(log_p - log_q, expected, atol=1e-3)
-    weights = nf.infer.importance_log_weights(jax.random.key(0), guide, params, num_samples=7)
+    weights = nf.importance_log_weights(jax.random.key(0), guide, params, num_samples=7)
     np.testing.assert_allclose(weights, expected, atol=1e-3)
 
 
@@ -449,4 +449,4 @@ def test_bad_input(trained):
     with pytest.raises(ValueError, match="no latent sites.*observed"):
         handlers.seed(AutoFlow(lambda: numpyro.sample("y", dist.Normal(0, 1), obs=0.0)), 0)()
     with pytest.raises(TypeError, match="write `jax.random.key"):
-        nf.infer.importance_log_weights(0, guide, params)
+        nf.importance_log_weights(0, guide, params)

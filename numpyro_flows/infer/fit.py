@@ -49,7 +49,7 @@ class GuideFit(Trained):
                 f"not judged: ELBO {self.elbo:.3f} +- {self.elbo_error:.3f}. The importance "
                 "weights have the noise of rows drawn at random, since the model cannot be run on "
                 "all rows with these arguments. Judge the guide with all rows: "
-                "`nf.infer.importance_log_weights(key, guide, params, ...)`."
+                "`nf.importance_log_weights(key, guide, params, ...)`."
             )
         if self.improper:
             return (
