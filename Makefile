@@ -10,8 +10,11 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[dev,samplers]"
 	touch $@
 
+# A second run reads what the first one compiled.
+CACHE = JAX_COMPILATION_CACHE_DIR=.cache/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+
 demo: $(VENV)/installed
-	$(BIN)/python examples/eight_schools.py
+	$(CACHE) $(BIN)/python examples/eight_schools.py
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -34,7 +34,7 @@ from .latent_space import (
 from .maps import LearnedMap
 from .params import model_params
 from .preconditioner import locate
-from .setup import check_plates
+from .setup import check_plates, check_repeats
 from .supports import Winding
 
 #: From a model's log density, a key and starts ``(n, dim)`` to where the posterior roughly is.
@@ -164,6 +164,9 @@ class AutoFlow(AutoContinuous):
         found = SetUp(self.title, self.model, self.init_loc_fn, key, args, kwargs)
         check_plates(self.title, found.trace, latent_of(found.trace))
         _numpyro.warn_of_missing_plates(found.trace)
+        if not is_traced((found.start, args, kwargs)):
+            again = SetUp(self.title, self.model, self.init_loc_fn, key, args, kwargs)
+            check_repeats(self.title, found.trace, again.trace)
         own, seed = own_params(found.trace), jax.random.key(0)
 
         def density_over(space: LatentSpace) -> LogDensity:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Delta
 
 from .density import not_enumerable
@@ -109,3 +110,38 @@ def check_plates(
                 "once. Give the local sites an `nf.AmortizedFlow`, which reads the rows' data, "
                 "beside a guide for the others; or do not subsample the plate."
             )
+
+
+def check_repeats(
+    guide: str, first: dict[str, dict[str, Any]], again: dict[str, dict[str, Any]]
+) -> None:
+    """Check that two runs of a model with the same key did the same.
+
+    :raises ValueError: if sites or their numbers differ.
+    """
+    cause = (
+        "Random numbers of NumPy, counters and clocks inside a model do that. Draw with "
+        "`numpyro.sample` or `numpyro.prng_key()`, or compute outside and pass as an argument."
+    )
+    if differing := first.keys() ^ again.keys():
+        raise ValueError(
+            f"{guide}: the model has other sites when it runs again: {sorted(differing)}. {cause}"
+        )
+    for name, site in first.items():
+        leaves, others = (jax.tree.leaves((s["fn"], s["value"])) for s in (site, again[name]))
+        if len(leaves) != len(others) or not all(map(_equal, leaves, others)):
+            raise ValueError(
+                f"{guide}: site {name!r} has other numbers when the model runs again with the same "
+                f"key. {cause}"
+            )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float | int):
+        return bool(one == other or one != one)
+    if not (hasattr(one, "dtype") and hasattr(other, "dtype")):
+        return True  # functions and names, which may be made anew in each run
+    if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+        return True
+    one, other = np.asarray(one), np.asarray(other)
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
