@@ -1,4 +1,4 @@
-"""How a map is learned: candidates, each accepted only if it is better than the last.
+"""Learning a map: candidates in stages, each accepted only if it is better than the last.
 
 The first candidate is an affine map found by optimisation. A flow trained by its ELBO follows where
 that is not enough, then maps trained on the draws of short pilot chains and their scores. What is
@@ -135,7 +135,7 @@ class Learned(NamedTuple):
 
 
 class _Guide(AutoFlow):
-    """The guide of a sampler, in whose name errors speak."""
+    """The guide inside a sampler; errors name the sampler."""
 
     title = "FlowNUTS"
 
@@ -198,7 +198,7 @@ class _Learner:
         )
 
     def judge(self) -> None:
-        """Weigh draws of the accepted map."""
+        """ELBO, ESS and k-hat of the accepted map, from fresh draws."""
         drawn = draw(self.map(), self._flow_key, NUM_DRAWS)
         weights = np.asarray(drawn.log_p, float) - np.asarray(drawn.log_q, float)
         self.elbo = float(weights.mean())
