@@ -290,7 +290,7 @@ def solved(log_density: Array, log_det: Array) -> Array:
 
 
 @promote_batch_shape.register
-def _promote(flow: FlowDistribution):
+def _promote(flow: FlowDistribution) -> FlowDistribution:
     # A scan inside a model returns its distributions with all leaves stacked along a first axis.
     return flow.with_parts(
         promote_batch_shape(flow.base_dist), Stacked(flow.transform, len(flow.batch_shape))

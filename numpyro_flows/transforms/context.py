@@ -89,7 +89,7 @@ class Embedded(Wrapper):
 
     network: Callable[[Any], Array]
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not self.transform.context_dim:
             raise ValueError(
                 f"Embedded: expected a conditional transform, got {type(self.transform).__name__} "
