@@ -314,7 +314,7 @@ class AugmentedFlow(Exactness, Sampled):
 
 
 @promote_batch_shape.register
-def _promote(flow: AugmentedFlow):
+def _promote(flow: AugmentedFlow) -> AugmentedFlow:
     raise NotImplementedError(
         "AugmentedFlow: it cannot be a site inside `numpyro.contrib.control_flow` loops. Draw all "
         "rows in one plate outside of the loop."

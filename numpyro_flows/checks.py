@@ -85,7 +85,7 @@ def check_float(name: str, value: ArrayLike) -> Array:
 
 
 def check_unmasked(name: str, value: Any) -> None:
-    """Check that a container with missing values has none: where one is, is any number.
+    """Check that no entry is marked as missing, since the number stored there means nothing.
 
     Missing are masked entries of NumPy arrays, NA of pandas, and what an xarray's attributes say
     (``_FillValue`` and ``missing_value`` of the CF conventions).
@@ -102,7 +102,7 @@ def check_unmasked(name: str, value: Any) -> None:
 
 
 def _missing(value: Any) -> np.ndarray | None:
-    """Which entries are missing; None for containers that know none."""
+    """Which entries are missing; None for containers that cannot mark any."""
     if isinstance(value, np.ma.MaskedArray):
         return np.ma.getmaskarray(value)
     if callable(isna := getattr(value, "isna", None)):  # pandas and what follows it

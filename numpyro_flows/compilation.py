@@ -1,4 +1,4 @@
-"""``jax.jit`` for the library's own programs."""
+"""How the library compiles its own programs: ``jax.jit`` with cheaper options on CPUs."""
 
 import functools
 import os

@@ -42,7 +42,7 @@ class PerCoordinate(Constraint):
         pieces = [part.feasible_like(prototype[..., i]) for i, part in enumerate(self.parts)]
         return jnp.stack(pieces, -1)
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[Any, Any]:
         return (self.parts,), (("parts",), {})
 
     def eq(self, other: object, static: bool = False) -> bool | Array:
@@ -79,7 +79,7 @@ class PerCoordinateTransform(Transform):
         ]
         return jnp.stack(terms, -1).sum(-1)
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[Any, Any]:
         return (self.parts, self.constraint), (("parts", "constraint"), {})
 
     def eq(self, other: object, static: bool = False) -> bool | Array:

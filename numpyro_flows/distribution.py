@@ -1,4 +1,4 @@
-"""The flow as a distribution, and its split into what trains and what does not."""
+"""The flow as a distribution, and its split into parameters and the rest."""
 
 import copy
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from .transforms import Conditioned, Embedded, NumPyroTransform, Stacked
 
 
 class Sampled(Distribution):
-    """Base of flows: distributions whose moments and quantiles are known from draws alone."""
+    """Base class of flows: moments and quantiles have no formula, so errors name the draws."""
 
     @classmethod
     def gather_pytree_data_fields(cls) -> tuple[str, ...]:
@@ -285,12 +285,12 @@ class FlowDistribution(Sampled, TransformedDistribution):
 
 
 def solved(log_density: Array, log_det: Array) -> Array:
-    """-inf where a transform gave up (values NaN, log-determinant -inf), in either direction."""
+    """The log density, -inf where a numerical solve failed (values NaN, log-determinant -inf)."""
     return jnp.where(log_det == -jnp.inf, -jnp.inf, log_density)
 
 
 @promote_batch_shape.register
-def _promote(flow: FlowDistribution):
+def _promote(flow: FlowDistribution) -> FlowDistribution:
     # A scan inside a model returns its distributions with all leaves stacked along a first axis.
     return flow.with_parts(
         promote_batch_shape(flow.base_dist), Stacked(flow.transform, len(flow.batch_shape))
@@ -330,7 +330,7 @@ def partition(flow: Any, *, train_base: bool = False) -> tuple[Any, Any]:
 
 
 def _is_flow(node: Any) -> bool:
-    """Whether a node is a distribution with a transform to train, augmented or not."""
+    """Whether a node is a flow, augmented or not."""
     transform = getattr(node, "transform", None)
     return isinstance(node, Distribution) and isinstance(transform, FlowTransform)
 

@@ -19,7 +19,7 @@ _Flow = TypeVar("_Flow", FlowDistribution, FlowTransform, Dequantized)
 
 
 def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
-    r"""The flow with every :class:`~numpyro_flows.ActNorm` in it set from data.
+    r"""The flow with every :class:`~numpyro_flows.transforms.ActNorm` in it set from data.
 
     The data go through the flow once, towards the base. Each ``ActNorm`` they meet is set so that
     what it passes on has mean 0 and variance 1 in each channel over the batch; everything else,

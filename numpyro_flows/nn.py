@@ -186,7 +186,7 @@ def _masked_product(blocks: tuple[Blocks, Blocks], weight: Array, mask: Array, h
 
 
 @_masked_product.defjvp
-def _masked_product_jvp(blocks, primals, tangents):
+def _masked_product_jvp(blocks: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (weight, mask, h), (weight_dot, _, h_dot) = primals, tangents
     _, halves = blocks
     out_dot = _product(halves, weight_dot * mask, h) + _product(halves, weight * mask, h_dot)

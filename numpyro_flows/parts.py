@@ -1,4 +1,4 @@
-"""What parts of a flow declare: fixed numbers, exactness, and what training uses instead."""
+"""Declarations of a flow's parts: fixed numbers, inexact densities, substitutes in training."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class Fixed(eqx.Module):
 
 
 class Exactness:
-    """Base of transforms and distributions: is the density exact, and what does training use?
+    """Base of transforms and flows: whether the density is exact, and what training uses instead.
 
     The defaults ask the parts, which are whatever fields hold another ``Exactness``.
     """

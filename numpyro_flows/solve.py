@@ -49,10 +49,10 @@ def monotone_root(
     """
     eps = jnp.finfo(y.dtype).eps
 
-    def active(state):
+    def active(state: Any) -> Array:
         return (state[0] < _MAX_ITERATIONS) & jnp.any(state[-1] > 0)
 
-    def step(state):
+    def step(state: Any) -> Any:
         i, x, lower, upper, last, _ = state
         value, slope = jax.jvp(lambda x: function(x, args), (x,), (jnp.ones_like(x),))
         error = value - y
@@ -76,7 +76,7 @@ def monotone_root(
 
 
 @monotone_root.defjvp
-def _monotone_root_jvp(function, primals, tangents):
+def _monotone_root_jvp(function: Callable, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (_, args, _, _), (y_dot, args_dot, _, _) = primals, tangents
     x = monotone_root(function, *primals)
     _, slope = jax.jvp(lambda x: function(x, args), (x,), (jnp.ones_like(x),))
@@ -111,7 +111,9 @@ def triangular_root(
 
 
 @triangular_root.defjvp
-def _triangular_root_jvp(solve, function, primals, tangents):
+def _triangular_root_jvp(
+    solve: Callable, function: Callable, primals: Any, tangents: Any
+) -> tuple[Array, Array]:
     (_, args), (y_dot, args_dot) = primals, tangents
     x = triangular_root(solve, function, *primals)
     (_, log_diagonal), jacobian = jax.linearize(lambda x: function(x, args), x)
@@ -130,14 +132,14 @@ def _substitute(inverse_diagonal: Array, matvec: Callable[[Array], Array], b: Ar
     # the triangular structure times infinity is not zero.
     limit = jnp.finfo(b.dtype).max ** 0.5
 
-    def sweep(state):
+    def sweep(state: Any) -> Any:
         i, v, _ = state
         change = inverse_diagonal * (b - matvec(v))
         new = jnp.clip(v + change, -limit, limit)
         moved = jnp.max(jnp.abs(new - v), axis=0)
         return i + 1, new, jnp.any(moved > 8 * eps * jnp.max(jnp.abs(new), axis=0))
 
-    def active(state):
+    def active(state: Any) -> Array:
         return (state[0] < b.shape[0] + 2) & state[2]
 
     start = (jnp.array(0), jnp.clip(inverse_diagonal * b, -limit, limit), jnp.array(True))

@@ -402,7 +402,7 @@ class Inverse(FlowTransform):
         # Both ends are given, so the original's own forward pass serves, whichever side is slow.
         return -self.transform.log_abs_det_jacobian(y, x)
 
-    # A conditioned transform broadcasts its batch, so shapes are its own affair.
+    # A conditioned transform broadcasts its batch, so it computes shapes itself.
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.transform.inverse_shape(shape)
 

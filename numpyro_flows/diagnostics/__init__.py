@@ -1,4 +1,4 @@
-"""Whether to rely on a transform, on importance weights, and on a flow for given data.
+"""Diagnostics: of transforms, of importance weights, and of data out of distribution.
 
 :func:`check_transform` checks a transform against its contract; :func:`psis_khat`,
 :func:`importance_ess`, :func:`log_evidence` and :func:`moment_shifts` judge importance weights;

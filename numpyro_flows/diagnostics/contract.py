@@ -70,7 +70,7 @@ def check_transform(
     tolerance: float | None = None,
     quick: bool = False,
 ) -> Report:
-    r"""Check anyone's transform against the contract, with autodiff as the judge.
+    r"""Check any transform against the contract, with automatic differentiation as the judge.
 
     Both round trips; the log-determinant against the autodiff Jacobian and the inverse's against
     minus the forward one; NumPyro's protocol; batch shapes; floating leaves with names; finite

@@ -9,6 +9,7 @@ Source of the observation: Nalisnick et al. (2019), arXiv:1810.09136.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def latent_chi_square(z: ArrayLike) -> np.ndarray:
 
 
 def likelihood_ratio(
-    key: Array, model: DiscreteModel, background: DiscreteModel, x: ArrayLike, context=None
+    key: Array, model: DiscreteModel, background: DiscreteModel, x: ArrayLike, context: Any = None
 ) -> np.ndarray:
     r"""How much likelier x is under a model than under one of its background, nats per event.
 

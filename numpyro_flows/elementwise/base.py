@@ -1,4 +1,4 @@
-"""What an elementwise map is, and how its parameters are bounded."""
+"""The base class of elementwise maps, and the smooth bound on their parameters."""
 
 import abc
 from typing import ClassVar

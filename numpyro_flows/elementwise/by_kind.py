@@ -1,4 +1,4 @@
-"""Two maps in one: one for real coordinates, the other for angles."""
+"""An elementwise map for layers that hold both real coordinates and angles."""
 
 from typing import ClassVar
 

@@ -24,7 +24,7 @@ transpose writes the gradient of all parameters in one pass, from few numbers ke
 import math
 from functools import partial, reduce
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -135,7 +135,7 @@ def _spline(config: _Config, value: Array, params: Array) -> tuple[Array, Array]
 
 
 @_spline.defjvp
-def _spline_jvp(config, primals, tangents):
+def _spline_jvp(config: _Config, primals: Any, tangents: Any) -> tuple[Any, Any]:
     value, params = primals
     found = _find_bin(config, value, params)
     out, pull = jax.vjp(partial(_evaluate, config, found.number), value, *found.chosen)
@@ -146,12 +146,14 @@ def _spline_jvp(config, primals, tangents):
 
 # Checkpointed, so that a gradient keeps the bin's index and not a mask for each bin.
 @partial(jax.checkpoint, static_argnums=(0,))
-def _tangents(config, jacobian, found, value_dot, params_dot):
+def _tangents(
+    config: _Config, jacobian: Any, found: _Bin, value_dot: Array, params_dot: Array
+) -> tuple[Array, ...]:
     """Tangents of the outputs, linear in those of the value and the parameters."""
     n, index, totals, shares = config.num_bins, found.number, found.totals, found.chosen
     bins = jnp.arange(n, dtype=index.dtype).reshape(n, *[1] * index.ndim)
 
-    def pick(mask, terms):
+    def pick(mask: Array, terms: Array) -> Array:
         return jnp.where(mask, terms, 0.0).sum(0)
 
     # A split, since its transpose is one concatenation, where that of slices adds padded arrays.

@@ -1,4 +1,4 @@
-"""Flows in NumPyro's inference: parameters in models, guides, neural transport."""
+"""Flows in NumPyro's inference: guides, their fit and its verdict, samplers, learnable priors."""
 
 from .amortized import AmortizedFlow
 from .augmented import augmented_model

@@ -1,4 +1,4 @@
-"""Every touch of what NumPyro keeps private; ``tests/test_numpyro_private.py`` watches them."""
+"""All uses of NumPyro's private attributes; ``tests/test_numpyro_private.py`` watches them."""
 
 from typing import Any
 

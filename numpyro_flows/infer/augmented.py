@@ -1,4 +1,4 @@
-"""Guides of more coordinates than the model has: the model gains some too."""
+"""Auxiliary latent coordinates for a model, so that a guide may have more coordinates than it."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The density that a guide is for: its model without what hides parts of it."""
+"""The log density of a guide's model, with the sites that ``handlers.block`` hides from it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from . import _numpyro
 
 
 def unblocked(model: Callable) -> Callable:
-    """The model inside of ``handlers.block``: guides for a part of the sites are given the rest."""
+    """The model without ``handlers.block``, by which guides are given a part of its sites."""
     while isinstance(model, handlers.block):
         model = model.fn
     return model
@@ -50,7 +50,7 @@ def latent_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[s
 
 
 def not_enumerable(name: str, fn: str) -> str:
-    """What to do about a discrete site with infinitely many values."""
+    """The error text for a discrete site with infinitely many values."""
     return (
         f"Site {name!r} is discrete and latent, and {fn} has no finite list of values to sum over. "
         "Sum it out by hand (a Poisson with a gamma rate is a `NegativeBinomial2`), or give it a "

@@ -1,4 +1,4 @@
-"""What is done to a guide in training: the path gradient, and penalties of continuous flows."""
+"""Objectives of guides: the ELBO with the path gradient, and penalties of continuous flows."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-r"""Maps judged and trained by draws and the scores there, without another look at the model.
+r"""The Fisher divergence: maps judged and trained by draws and their scores, without the model.
 
 A density p is seen through a map T as :math:`\tilde p(u) = p(T(u)) |\det T'(u)|`, whose score
 :math:`\nabla \log \tilde p` follows from that of p at the same draw. HMC in u is easy where

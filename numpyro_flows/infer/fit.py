@@ -1,4 +1,4 @@
-"""A guide fitted in one call, with defaults that need no tuning, and a verdict on the result."""
+"""``fit_guide``: train a guide with defaults that need no tuning, and judge the result."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Any flow as an automatic guide."""
+"""``AutoFlow``: an automatic guide with any flow over the latent space."""
 
 import contextlib
 import warnings

@@ -1,4 +1,4 @@
-"""The flow inside a guide: what a recipe has to be for it, and the default."""
+"""The flow inside a guide: the default one, and the settings of recipes for guides."""
 
 import functools
 import zlib

@@ -1,4 +1,4 @@
-"""How far a guide is from the posterior, and draws corrected for it, by importance weights."""
+"""Importance weights of a guide's draws, and draws of the posterior resampled by them."""
 
 import contextlib
 from typing import Any, NamedTuple

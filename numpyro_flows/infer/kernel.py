@@ -1,4 +1,4 @@
-"""NUTS that learns its own coordinates."""
+"""``FlowNUTS``: NUTS in the base space of a flow that it learns before it starts."""
 
 import contextlib
 import dataclasses
@@ -162,7 +162,7 @@ class FlowNUTS(MCMCKernel):
             raise ValueError(
                 f"target_accept_prob: expected a number in (0, 1), got {target_accept_prob}."
             )
-        AutoFlow(model, flow)  # to hear of a wrong recipe here
+        AutoFlow(model, flow)  # raises here for a wrong recipe
         self._model = model
         self._flow = flow
         self._learning: dict[str, Any] = {

@@ -322,7 +322,7 @@ def _space_of(latent: dict[str, dict[str, Any]]) -> tuple[LatentSpace, Sites]:
 
 
 class SetUp:
-    """What one run of a model says, at the start of an initialisation strategy.
+    """One run of a model at the start of an initialisation strategy: its sites, space and start.
 
     The model's Python runs once, under a trace, so that nothing of it runs outside a program.
 
@@ -414,7 +414,7 @@ class SetUp:
         raise ValueError(self._no_start())
 
     def _no_start(self) -> str:
-        """What to say where no start has a finite density."""
+        """The error text where no start has a finite density."""
 
         def finite_sites(key: Array) -> dict[str, Array]:
             return {

@@ -1,4 +1,4 @@
-"""How a map is learned: candidates, each accepted only if it is better than the last.
+"""Learning a map: candidates in stages, each accepted only if it is better than the last.
 
 The first candidate is an affine map found by optimisation. A flow trained by its ELBO follows where
 that is not enough, then maps trained on the draws of short pilot chains and their scores. What is
@@ -140,7 +140,7 @@ class Learned(NamedTuple):
 
 
 class _Guide(AutoFlow):
-    """The guide of a sampler, in whose name errors speak."""
+    """The guide inside a sampler; errors name the sampler."""
 
     title = "FlowNUTS"
 
@@ -203,7 +203,7 @@ class _Learner:
         )
 
     def judge(self) -> None:
-        """Weigh draws of the accepted map, if that was not done."""
+        """ELBO, ESS and k-hat of the accepted map, from fresh draws, if they are not known."""
         if self._judged is self.accepted:
             return
         self._judged = self.accepted

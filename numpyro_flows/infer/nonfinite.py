@@ -1,4 +1,4 @@
-"""Which site of a model makes a log density, or its gradient, NaN or infinite."""
+"""Find the site of a model whose log density, or its gradient, is NaN or infinite."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-r"""Where a posterior lies and how wide it is: an affine map found by optimisation, then frozen.
+r"""The search for a preconditioner: an affine map to where the posterior is, found by optimisation.
 
 A flow that starts near the identity learns the shape of a posterior well and its place and scale
 badly: in raw coordinates one step size has to serve scales that may differ a millionfold. So the

@@ -1,4 +1,4 @@
-"""Neural transport that leaves the posterior what it is."""
+"""Neural transport: HMC in the base space of a guide, with the model's exact posterior."""
 
 import functools
 from collections.abc import Callable, Collection

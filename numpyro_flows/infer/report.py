@@ -1,4 +1,4 @@
-"""What a sampler learned, how its run went, and whether to rely on the draws."""
+"""The report of FlowNUTS: the map that it learned, its run, and a verdict on the draws."""
 
 import dataclasses
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""When the learning rate of a guide's training rises and falls, and when training ends."""
+"""The schedule of a guide's training: learning rates, and when to stop."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Errors of a model that a guide cannot follow, with what to do about them."""
+"""Errors for models that a guide cannot follow, each with a remedy."""
 
 import contextlib
 from collections.abc import Callable, Iterator

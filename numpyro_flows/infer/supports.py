@@ -1,4 +1,4 @@
-r"""From the line to each site's support, angles included.
+r"""Maps from the real line to the support of each site, with a special one for angles.
 
 NumPyro's ``biject_to`` maps the line onto the circle less the point :math:`\pm\pi`, so that a
 posterior around that point falls into two far halves. Here an angle is unwound instead. To a model

@@ -1,4 +1,4 @@
-"""Functions of a user, traced once: what was traced is static, the arrays it read are leaves.
+"""Traced functions as pytrees: the equations are static, the arrays that they read are leaves.
 
 A model reads data from its arguments, from closures and from globals. Tracing it anew in each call
 is cheap and gives the answer of now; compiling what was traced is not. So a :class:`Traced` is a

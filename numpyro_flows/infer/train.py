@@ -1,4 +1,4 @@
-"""The training of a guide, from its start to a judged result."""
+"""The training loop of a guide, and the importance weights that judge the result."""
 
 import dataclasses
 from typing import Any, Final
@@ -90,7 +90,7 @@ def train(
     learning_rate: float = 3e-3,
     annealing_steps: int = 0,
 ) -> Trained:
-    """Train until nothing is left to gain, and judge the result; see :func:`~nf.fit_guide`.
+    """Train until the loss ceases to fall, and judge the result; see ``nf.fit_guide``.
 
     :param key: of the draws that judge.
     :raises NeverFinite: if no step had a finite loss.

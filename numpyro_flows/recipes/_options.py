@@ -1,4 +1,4 @@
-"""What recipes share towards their callers: options, presets, and settings for guides."""
+"""Options of recipes as types, presets with complete signatures, and settings for guides."""
 
 import difflib
 import functools

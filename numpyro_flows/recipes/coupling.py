@@ -211,7 +211,7 @@ def nsf(
 
 
 def conditional_gaussian(key: Array, dim: int, *, context_dim: int) -> FlowDistribution:
-    """The q(e | x) of an augmented flow by default.
+    """The default q(e | x) of an augmented flow.
 
     Two affine couplings with networks of two layers of 32 units: in one dimension a normal with
     location and scale of the context, in more one with a skewed dependence.

@@ -193,7 +193,7 @@ def _steps(
     depth: int,
     mixing: str,
     seed: int,
-    **config,
+    **config: Any,
 ) -> Scan:
     """The steps of a level, base to data, with the channels permuted between them."""
     height, width, channels = shape
@@ -211,7 +211,9 @@ def _steps(
     return Scan(jax.vmap(step)(jax.random.split(key, depth)), permutations)
 
 
-def _boards(key: Array, shape: tuple[int, ...], map: ElementwiseMap, pairs: int, **config) -> Scan:
+def _boards(
+    key: Array, shape: tuple[int, ...], map: ElementwiseMap, pairs: int, **config: Any
+) -> Scan:
     """Pairs of checkerboard couplings, of either parity."""
 
     def pair(key: Array) -> FlowTransform:

@@ -1,4 +1,4 @@
-"""Training by data: ``nf.fit`` and its objectives, on the one optimisation loop."""
+"""Training on data: ``nf.fit`` and its objectives, on the one optimisation loop."""
 
 from .fit import FitResult, fit
 from .objectives import FlowMatching, Objective

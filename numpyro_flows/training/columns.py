@@ -1,4 +1,4 @@
-"""What columns of data look like: rows far from all others, heavy tails, and no density at all."""
+"""Checks of data, column by column: rows far from all others, heavy tails, no density."""
 
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ def spread(value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def heavy(value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns whose standard deviation is that of a few rows, with medians and scales of all.
+    """Columns whose standard deviation a few rows dominate, with medians and scales of all.
 
     :param value: shape ``(n, *columns)``.
     :return: three arrays of shape ``columns``.
@@ -73,7 +73,7 @@ def heavy(value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def set_apart(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Rows that are few and far from all others in some column, and what to say of them.
+    """Rows that are few and far from all others in some column, and a sentence that names them.
 
     :param value: shape ``(n, *columns)``.
     :return: mask of shape ``(n,)``, and a text, empty if there are none.
@@ -101,7 +101,7 @@ def set_apart(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.nda
 
 
 def without_bound(x: np.ndarray, table: Table, embedded: bool) -> list[str]:
-    """What to say of data that have no density: it grows in the fit without limit.
+    """A warning for data without a density, on which a likelihood grows without limit.
 
     :param x: rows in their own units, shape ``(n, *event_shape)``.
     :param table: the same rows whitened, with their contexts.

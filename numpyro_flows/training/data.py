@@ -39,7 +39,7 @@ def _as_trained(array: np.ndarray) -> np.ndarray:
 
 
 def in_precision(value: np.ndarray) -> np.ndarray:
-    """As the flow will see it: in float32, unless JAX is in 64-bit mode."""
+    """An array in the precision of the flow: float32, unless JAX is in 64-bit mode."""
     with np.errstate(over="ignore"):
         return value.astype(jnp.result_type(float))
 
@@ -60,7 +60,7 @@ def check_data(
     context: Any,
     weights: ArrayLike | None,
 ) -> Table:
-    """Data of a flow of real numbers; whether they are inside its support is not looked at."""
+    """Checked data of a flow of real numbers; its support is checked later, by ``unconstrain``."""
     _check_unbound(flow)
     x = _as_float("x", x)
     _check_rows(flow, x)
@@ -71,7 +71,7 @@ def check_data(
 def check_levels(
     model: Dequantized, x: ArrayLike, context: Any, weights: ArrayLike | None
 ) -> Table:
-    """Data of a model of integers."""
+    """Checked data of a model of integers."""
     _check_unbound(model.flow)
     check_unmasked("x", x)
     x = as_numpy(x)

@@ -1,4 +1,4 @@
-"""``nf.fit``: a flow trained on draws of what it shall describe."""
+"""``nf.fit``: train a flow on data, by maximum likelihood or another objective."""
 
 import dataclasses
 import math
@@ -284,7 +284,7 @@ def _continuous(
     notes: list[str] = []
     if standardize:
         table, notes = leave_out(table, embedded)
-    # Rows of weight 0 go: no split or batch is then of weight 0, and their density is no matter.
+    # Without rows of weight 0 no split or batch has weight 0, and their density may be anything.
     keep = table.weights > 0
     table, log_det, in_units = table.take(keep), log_det[keep], in_units[keep]
     numbers = parts.numbers

@@ -1,4 +1,4 @@
-"""Objectives of ``nf.fit``: what the loss of a row is."""
+"""Objectives of ``nf.fit``: the loss of each row."""
 
 import abc
 import dataclasses
@@ -166,7 +166,7 @@ def _is_continuous(transform: object) -> bool:
 
 
 def default_objective(flow: Any) -> Objective:
-    """What a flow trains by where nothing is said."""
+    """The objective of a flow where none is given."""
     return DequantizedBound() if isinstance(flow, Dequantized) else MaximumLikelihood()
 
 

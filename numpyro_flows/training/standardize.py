@@ -145,7 +145,7 @@ def _unstandardized(transform: FlowTransform) -> tuple[FlowTransform, Numbers | 
 
 
 def unconstrain(flow: Any, parts: Parts, table: Table) -> tuple[Table, np.ndarray]:
-    """Rows before the support's transforms, and log|det| of the way there at each row.
+    """Rows in unconstrained coordinates, and the log-determinant of the map to them at each row.
 
     :raises ValueError: for rows outside of the support or on its boundary.
     """
@@ -204,7 +204,7 @@ def moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarr
 
 
 def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
-    """Weight 0 for rows that are few and far from all others, and what to say of them."""
+    """Weight 0 for rows that are few and far from all others, and a sentence that names them."""
     columns = {"x": table.x}
     if not embedded and table.context is not None:
         columns["context"] = table.context
@@ -218,7 +218,7 @@ def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
 
 
 def numbers_of(table: Table, parts: Parts, embedded: bool) -> tuple[Numbers, list[str]]:
-    """The numbers of a standardisation, and what to say of them.
+    """The numbers of a standardisation, and warnings about columns with heavy tails.
 
     Mean and standard deviation, but quantiles where these are those of a few rows; a column of the
     context is then compressed.
@@ -271,7 +271,7 @@ def compress(context: np.ndarray, centre: np.ndarray, width: np.ndarray) -> np.n
 
 
 def whiten(table: Table, numbers: Numbers, embedded: bool) -> tuple[Table, float]:
-    """Rows as the core sees them, and log|det| of the way there."""
+    """Rows in the coordinates of the core, and the log-determinant of the map to them."""
     x = (table.x.astype(float) - numbers.loc) / numbers.scale
     context = table.context
     if not embedded and context is not None:

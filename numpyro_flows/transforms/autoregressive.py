@@ -59,7 +59,7 @@ def _plan(
         candidates, ready = np.zeros((1, dim), bool), np.zeros(1, int)
 
     def within(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
-        """Entry (v, u): whether all that u sees is seen by v."""
+        """Entry (v, u): whether unit v may read every coordinate that unit u reads."""
         return (~outer).astype(np.float32) @ inner.T.astype(np.float32) == 0
 
     picks = [np.arange(width) * len(candidates) // width for width in widths]

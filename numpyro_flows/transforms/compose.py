@@ -262,7 +262,7 @@ class Scan(FlowTransform):
         return self._through(y, context, False)
 
     def _through(self, value: Array, context: Array | None, forward: bool) -> tuple[Array, Array]:
-        def step(carry, scanned):
+        def step(carry: Any, scanned: Any) -> Any:
             value, total = carry
             layer, orders = scanned
             through = layer.forward_columns if forward else layer.inverse_columns
@@ -278,7 +278,7 @@ class Scan(FlowTransform):
     def initialized(
         self, value: Array, context: Array | None, forward: bool
     ) -> tuple[FlowTransform, Array]:
-        def step(value, scanned):
+        def step(value: Any, scanned: Any) -> Any:
             layer, orders = scanned
             layer, value = layer.initialized(_permuted(value, orders, -1), context, forward)
             return value, layer
@@ -301,11 +301,13 @@ class Stacked(Wrapper):
 
     batch_ndim: int = eqx.field(static=True, default=0)
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if self.transform.context_dim:
             raise ValueError("Stacked: bind the context before stacking (`Conditioned`).")
 
-    def _map(self, step, value: Array, in_ndim: int, out_ndim: int) -> tuple[Array, Array]:
+    def _map(
+        self, step: Callable, value: Array, in_ndim: int, out_ndim: int
+    ) -> tuple[Array, Array]:
         axis = -1 - self.batch_ndim
         return jax.vmap(step, in_axes=(0, axis - in_ndim), out_axes=(axis - out_ndim, axis))(
             self.transform, value

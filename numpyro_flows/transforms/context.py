@@ -1,4 +1,4 @@
-"""Contexts: bound to a conditional transform, or read for it by a network."""
+"""Transforms with a context that is bound, or computed by a network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,7 +67,7 @@ class Conditioned(Wrapper):
 
 
 class Embedded(Wrapper):
-    """A transform whose context is what a network makes of any pytree.
+    """A transform whose context is computed from any pytree by a network.
 
     Images, sets, several arrays: the network turns them into the vector that the transform reads,
     and trains with it. It must be the outermost part of a flow (``flow.embed(network)``).
@@ -89,7 +89,7 @@ class Embedded(Wrapper):
 
     network: Callable[[Any], Array]
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         if not self.transform.context_dim:
             raise ValueError(
                 f"Embedded: expected a conditional transform, got {type(self.transform).__name__} "

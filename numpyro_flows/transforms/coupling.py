@@ -1,6 +1,6 @@
 """The coupling layer: half of the coordinates determine an elementwise map of the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -73,7 +73,7 @@ class Coupling(ColumnTransform):
     def _inside(self) -> str:
         return type(self.map).__name__
 
-    def _couple(self, step, value: Array, context: Array | None) -> tuple[Array, Array]:
+    def _couple(self, step: Callable, value: Array, context: Array | None) -> tuple[Array, Array]:
         half, net = self.dim // 2, self.conditioner
         passing, moving = value[:half], value[half:]
         params = net(net.encoding[:half].read(passing), context)

@@ -1,6 +1,6 @@
 """The elementwise layer: one scalar map per coordinate, with learned parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -65,7 +65,7 @@ class Elementwise(ColumnTransform):
     def _inside(self) -> str:
         return type(self.map).__name__
 
-    def _apply(self, step, value: Array, context: Array | None) -> tuple[Array, Array]:
+    def _apply(self, step: Callable, value: Array, context: Array | None) -> tuple[Array, Array]:
         params = self.params(context).reshape(self.map.num_params, self.dim, -1)
         params = jnp.broadcast_to(params, (self.map.num_params, *value.shape))
         moved, log_det = step(value, params)

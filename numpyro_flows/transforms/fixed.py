@@ -1,5 +1,7 @@
 """Transforms whose numbers never train: NumPyro's own transforms, and standardisation."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -80,7 +82,7 @@ class NumPyroTransform(FlowTransform):
     def codomain(self) -> Constraint:
         return _widen(self.transform.value.codomain, len(self.out_shape))
 
-    def _cast(self, dtype) -> Transform:
+    def _cast(self, dtype: Any) -> Transform:
         # In float64 mode a float32 value must not be promoted by a bound of the support.
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self.transform.value)
 

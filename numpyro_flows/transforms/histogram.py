@@ -1,6 +1,7 @@
 """Histogram equalisation: a fixed map from normal numbers to grey levels, by their quantiles."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -69,7 +70,7 @@ class Equalization(FlowTransform):
         interval = constraints.interval(0.0, float(self.levels))
         return constraints.independent(interval, len(self.shape))
 
-    def _tables(self, dtype) -> tuple[Array, Array, Array]:
+    def _tables(self, dtype: Any) -> tuple[Array, Array, Array]:
         """Shares, what lies below each level and what lies above, ``(C, L)`` each."""
         shares = self.shares.value.astype(dtype)
         none = jnp.zeros_like(shares[:, :1])
@@ -84,7 +85,7 @@ class Equalization(FlowTransform):
         shares, below, above = self._tables(x.dtype)
         channels = self.shape[-1]
 
-        def search(shares, below, above, x):
+        def search(shares: Array, below: Array, above: Array, x: Array) -> tuple[Array, Array]:
             # From the nearer end, where the numbers keep their digits.
             low, high = norm.cdf(x), norm.cdf(-x)
             cell = jnp.where(

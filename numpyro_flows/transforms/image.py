@@ -1,6 +1,6 @@
 """Layers of images: squeeze, a transform of the channels at every pixel, convolutional coupling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ class Pixelwise(ImageTransform):
     def _inside(self) -> str:
         return self.transform.outline
 
-    def _apply(self, step, value: Array) -> tuple[Array, Array]:
+    def _apply(self, step: Callable, value: Array) -> tuple[Array, Array]:
         result, log_det = step(value.reshape(len(value), -1))
         return result.reshape(value.shape), log_det.reshape(-1, value.shape[-1]).sum(0)
 
@@ -203,7 +203,7 @@ class ConvCoupling(ImageTransform):
             passing, context = jnp.concatenate([passing, image]), None
         return self.conditioner(passing, context).reshape(self.map.num_params, *shape)
 
-    def _couple(self, step, value: Array, context: Array | None) -> tuple[Array, Array]:
+    def _couple(self, step: Callable, value: Array, context: Array | None) -> tuple[Array, Array]:
         if self.mask == "checkerboard":
             width, height = value.shape[1:3]
             passes = (np.indices((width, height)).sum(0) + self.parity) % 2 == 0
