@@ -375,7 +375,7 @@ def test_guides_refuse_estimates():
 
 
 def test_guides_ask_for_the_exact_trace_in_every_dimension():
-    from numpyro_flows.infer.guide import for_guide
+    from numpyro_flows.infer.guide_flow import for_guide
 
     flow = for_guide(nf.cnf)(KEY, 20, hidden=(4,))
     assert flow.transform.trace == "exact"

@@ -57,7 +57,7 @@ SIBLINGS = {
     "diagnostics": ("bits",),
     # Inference goes in steps, from a model's arguments and sites to a guide, its fit and a sampler.
     "infer": (
-        "report",
+        "kernels",
         "learning",
         "fit",
         "pilots",
@@ -68,7 +68,7 @@ SIBLINGS = {
         "fisher",
         "reparam",
         "importance",
-        "guide",
+        "guides",
         "elbo",
         "guide_flow",
         "params",
@@ -83,6 +83,8 @@ SIBLINGS = {
         "schedule",
         "arguments",
     ),
+    # A kernel reports its run.
+    "infer.kernels": ("report",),
 }
 
 #: The one file that may reach into NumPyro's private parts.
@@ -137,6 +139,14 @@ def place(module):
     return parts[1] if len(parts) > 1 else ""
 
 
+def apart(module, imported):
+    """The innermost folder of two modules, and their paths inside of it."""
+    one, other = module.split(".")[1:], imported.split(".")[1:]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    depth = len([*same])
+    return ".".join(one[:depth]), one[depth:], other[depth:]
+
+
 def is_downwards(module, imported):
     upper, lower = place(module), place(imported)
     if upper != lower:
@@ -144,8 +154,12 @@ def is_downwards(module, imported):
         return order.index(upper) < order.index(lower)
     if MODULES[module].endswith("__init__.py"):
         return imported.startswith(module + ".")
-    order = SIBLINGS.get(upper, ())
-    above, below = module.split(".")[-1], imported.split(".")[-1]
+    # The folder that both are in, and what each is called there.
+    folder, above, below = apart(module, imported)
+    if not below:  # the folder's own ``__init__``
+        return False
+    above, below = above[0], below[0]
+    order = SIBLINGS.get(folder, ())
     if below not in order:
         return below.startswith("_")
     return above not in order or order.index(above) < order.index(below)

@@ -307,5 +307,5 @@ def test_fixed_affine_refuses():
         nf.transforms.FixedAffine(jnp.zeros(2), jnp.ones(3))
     with pytest.raises(ValueError, match="frame: expected shape"):
         nf.transforms.FixedAffine(jnp.zeros(2), 1.0, jnp.eye(3), jnp.eye(2))
-    with pytest.raises(ValueError, match="init: expected 'auto' or 'location'"):
+    with pytest.raises(ValueError, match="init: expected 'auto', 'location' or a function"):
         nf.AutoFlow(scaled, init="laplace")

@@ -16,7 +16,7 @@ import jax
 import pytest
 
 import numpyro_flows as nf
-from numpyro_flows.infer.guide import for_guide
+from numpyro_flows.infer.guide_flow import for_guide
 from numpyro_flows.recipes import in_guides, preset
 
 

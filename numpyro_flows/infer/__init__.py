@@ -1,17 +1,14 @@
 """Flows in NumPyro's inference: guides, their fit and its verdict, samplers, learnable priors."""
 
-from .amortized import AmortizedFlow
-from .augmented import augmented_model
 from .elbo import STL_ELBO
 from .export import to_arviz
 from .fit import GuideFit, fit_guide
-from .guide import AutoFlow
+from .guides import AmortizedFlow, AutoFlow, augmented_model
 from .importance import importance_log_weights, importance_resample
-from .kernel import FlowNUTS
+from .kernels import FlowNUTS, FlowNUTSReport
 from .learning import learn_map
 from .params import flow_module, random_flow_module
 from .reparam import NeuTraReparam
-from .report import FlowNUTSReport
 
 __all__ = [
     "STL_ELBO",

@@ -12,7 +12,7 @@ from ..checks import check_key, check_size
 from ..compilation import split
 from .density import check_summable, hidden_sites, own_params
 from .export import to_arviz
-from .guide import AutoFlow
+from .guides import AutoFlow
 from .importance import Resampled, importance_resample
 from .nonfinite import blame
 from .reparam import NeuTraReparam

@@ -15,8 +15,8 @@ from ..checks import check_key, check_size
 from ..compilation import jit
 from ..diagnostics import psis
 from .density import check_set_up, log_joint, whole_plates
-from .guide import AutoFlow
 from .guide_flow import check_exact
+from .guides import AutoFlow
 from .maps import BATCH, Weighted, draw
 from .traced import Traced, traced_at
 

@@ -31,8 +31,8 @@ from .fisher import (
     fit_fisher,
     mean_log_density,
 )
-from .guide import AutoFlow
 from .guide_flow import flow_of, guide_flow
+from .guides import AutoFlow
 from .latent_space import LatentSpace, LogDensity, SetUp
 from .maps import LearnedMap, draw
 from .pilots import base_starts, divide, run_pilots

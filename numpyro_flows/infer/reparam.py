@@ -16,8 +16,8 @@ from numpyro.infer.reparam import Reparam
 
 from ..compilation import is_traced
 from . import _numpyro
-from .guide import AutoFlow
 from .guide_flow import check_exact
+from .guides import AutoFlow
 from .params import model_params
 from .supports import Winding, with_idle
 

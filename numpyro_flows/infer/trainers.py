@@ -20,7 +20,7 @@ from ..training.loop import State, adam, run_steps, start
 from .arguments import Static, join_arguments, split_arguments
 from .density import hidden_discrete, is_subsampled, latent_of, unblocked
 from .elbo import STL_ELBO, LatentELBO, with_penalties
-from .guide import AutoFlow, Begun
+from .guides.auto import AutoFlow, Begun
 from .importance import weighted_draws
 from .latent_space import LogDensity
 from .maps import Weighted, draw

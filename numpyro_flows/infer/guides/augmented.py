@@ -10,11 +10,11 @@ import numpyro
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
-from ..checks import check_size
-from ..distribution import FlowDistribution
-from ..recipes import conditional_gaussian
-from .density import latent_of
-from .params import flow_module
+from ...checks import check_size
+from ...distribution import FlowDistribution
+from ...recipes import conditional_gaussian
+from ..density import latent_of
+from ..params import flow_module
 
 
 def augmented_model(

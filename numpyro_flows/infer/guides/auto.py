@@ -14,15 +14,15 @@ from numpyro.distributions import Delta, Distribution
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_uniform
 
-from ..compilation import is_traced, jit
-from ..distribution import FlowDistribution
-from ..transform import FlowTransform
-from ..transforms import FixedAffine
-from . import _numpyro
-from .density import latent_of, own_params
-from .elbo import LatentELBO
-from .guide_flow import Recipe, assemble, build, for_guide, guide_flow, site_key, with_arrays
-from .latent_space import (
+from ...compilation import is_traced, jit
+from ...distribution import FlowDistribution
+from ...transform import FlowTransform
+from ...transforms import FixedAffine
+from .. import _numpyro
+from ..density import latent_of, own_params
+from ..elbo import LatentELBO
+from ..guide_flow import Recipe, assemble, build, for_guide, guide_flow, site_key, with_arrays
+from ..latent_space import (
     LatentSpace,
     LogDensity,
     SetUp,
@@ -31,11 +31,11 @@ from .latent_space import (
     rows_sites,
     search_rows,
 )
-from .maps import LearnedMap
-from .params import model_params
-from .preconditioner import locate
-from .setup import check_plates, check_repeats
-from .supports import Winding
+from ..maps import LearnedMap
+from ..params import model_params
+from ..preconditioner import locate
+from ..setup import check_plates, check_repeats
+from ..supports import Winding
 
 #: From a model's log density, a key and starts ``(n, dim)`` to where the posterior roughly is.
 Preconditioner: TypeAlias = Callable[[LogDensity, Array, Array], FixedAffine]

@@ -17,16 +17,16 @@ from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from ..checks import check_size
-from ..compilation import is_outside, is_traced, jit
-from ..distribution import FlowDistribution
-from .guide import AutoFlow
-from .guide_flow import guide_flow
-from .latent_space import sites_of
-from .learning import GOOD_ENOUGH, TRAIN, Chosen, Learned, learn
-from .maps import LearnedMap
+from ...checks import check_size
+from ...compilation import is_outside, is_traced, jit
+from ...distribution import FlowDistribution
+from ..guide_flow import guide_flow
+from ..guides import AutoFlow
+from ..latent_space import sites_of
+from ..learning import GOOD_ENOUGH, TRAIN, Chosen, Learned, learn
+from ..maps import LearnedMap
+from ..traced import Traced
 from .report import FlowNUTSReport, report_of, report_of_run
-from .traced import Traced
 
 #: Fewest iterations in which NUTS finds a step size.
 LEAST_WARMUP: Final = 20

@@ -14,13 +14,13 @@ from numpyro.distributions import Delta, biject_to
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.initialization import init_to_median
 
-from ..checks import check_key, check_size, is_real
-from ..distribution import FlowDistribution, combine, partition
-from . import _numpyro
-from .density import check_set_up, latent_of, unblocked
-from .guide_flow import check_exact, for_guide, guide_flow, site_key, with_arrays
-from .latent_space import SetUp
-from .supports import Winding, constrain
+from ...checks import check_key, check_size, is_real
+from ...distribution import FlowDistribution, combine, partition
+from .. import _numpyro
+from ..density import check_set_up, latent_of, unblocked
+from ..guide_flow import check_exact, for_guide, guide_flow, site_key, with_arrays
+from ..latent_space import SetUp
+from ..supports import Winding, constrain
 
 
 class AmortizedFlow(AutoGuide):

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpyro.infer import MCMC
 
-from .learning import Learned, Trial
+from ..learning import Learned, Trial
 
 #: Limits of Vehtari et al. (2021), arXiv:1903.08008, and Betancourt (2016), arXiv:1604.00695. Of
 #: R-hat they ask 1.01; the largest of many coordinates is above that in good short runs, too.
