@@ -51,15 +51,29 @@ def jit(
     options: dict[str, Any] = {} if _LEVEL in flags else {_LEVEL: 2}
     if once and _FUSION not in flags:
         options[_FUSION] = False
-    lighter = jax.jit(fun, compiler_options=options, **statics) if options else plain
+
+    @functools.cache
+    def lighter() -> Callable:
+        known = {name: value for name, value in options.items() if _is_known(name, value)}
+        return jax.jit(fun, compiler_options=known, **statics) if known else plain
 
     @functools.wraps(fun)
     def call(*args: Any, **kwargs: Any) -> Any:
         # JAX takes no options inside another program, and other devices do not know these.
         alone = is_outside() and jax.default_backend() == "cpu"
-        return (lighter if alone else plain)(*args, **kwargs)
+        return (lighter() if alone else plain)(*args, **kwargs)
 
     return call
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    """Whether this XLA has an option; later ones drop some."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value})()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 @jit(static_argnums=1, once=True)

@@ -176,7 +176,7 @@ def _figures(draws: dict[str, np.ndarray]) -> dict[str, tuple[str, float]]:
                 (
                     _number(arviz.rhat(series)) if len(series) > 1 else 1.0,
                     _number(arviz.ess(series, method="bulk")),
-                    _number(arviz.ess(series, method="tail")),
+                    _number(arviz.ess(series, method="tail", prob=(0.05, 0.95))),
                 )
             )
     r_hat, bulk, tail = np.array(found).T
