@@ -160,6 +160,8 @@ def fit_guide(
     for as many steps again. What is returned is the better of the last parameters and the best seen
     before, judged by fresh draws. Arrays among the model's arguments are arguments of the
     compiled program, not baked into it. The losses of continuous flows contain their penalties.
+    NumPyro keeps its handlers on one stack per process: fit in several processes at once, not in
+    several threads of one.
 
     :param key: ``jax.random.key``.
     :param guide: an automatic guide, ``nf.AutoFlow`` or NumPyro's; it need not be set up.
