@@ -137,6 +137,7 @@ def test_guides_of_a_list_have_keys_of_their_own():
     assert abs(np.corrcoef(draws["a"], draws["b"])[0, 1]) < 0.2
 
 
+@pytest.mark.smoke
 def test_to_arviz():
     import arviz
 
