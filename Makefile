@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all test-lowest lint format benchmark clean
+.PHONY: demo test test-all test-lowest smoke lint format benchmark clean
 
 # The environment is rebuilt when the dependencies change.
 $(VENV)/installed: pyproject.toml
@@ -17,15 +17,29 @@ demo: $(VENV)/installed
 	$(CACHE) $(BIN)/python examples/eight_schools.py
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/installed lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "slow or not slow"
 
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q --no-compile --disable-pip-version-check -e ".[dev]" -c lowest.txt
-	.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile
+	.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+# A few tests on each of the other interpreters that are present.
+SMOKE = tests/test_fit.py tests/test_fit_guide.py tests/test_kernel.py tests/test_serialization.py \
+	tests/test_amortized.py
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))')
+
+smoke:
+	for python in $$(.ci/interpreters $(filter-out $(VERSION),3.11 3.12 3.13)); do \
+		venv=.venv-$$($$python -c 'import platform; print(platform.python_version())') && \
+		$$python -m venv $$venv && \
+		$$venv/bin/python -m pip install -q --no-compile --disable-pip-version-check -e . pytest && \
+		$$venv/bin/python -m pytest -q -m smoke $(SMOKE) || exit 1; \
+	done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -41,4 +55,4 @@ benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/peers.py
 
 clean:
-	rm -rf .venv .venv-lowest .cache build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .cache build dist .pytest_cache .mypy_cache .ruff_cache

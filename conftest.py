@@ -9,20 +9,21 @@ import sys
 # XLA's newer emitters of fused loops and splitting a program to compile it in parallel: without
 # them compilation takes a third. Workers share what they compiled, also with the next run.
 _LIGHT = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1"
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 
-def _known(flags: str) -> bool:
+def _known(*flags: str) -> bool:
     """Whether this jaxlib knows the flags; it ends the process over one that it does not."""
     command = [sys.executable, "-c", "import jax; jax.device_put(0)"]
-    env = os.environ | {"XLA_FLAGS": flags}
+    env = os.environ | {"XLA_FLAGS": " ".join(flags)}
     return subprocess.run(command, env=env, capture_output=True).returncode == 0
 
 
-if "XLA_FLAGS" not in os.environ and _known(_LIGHT):  # workers inherit the first one's answer
-    os.environ["XLA_FLAGS"] = _LIGHT
+if "XLA_FLAGS" not in os.environ:  # workers inherit the first one's answer
+    os.environ["XLA_FLAGS"] = " ".join(_LIGHT if _known(*_LIGHT) else filter(_known, _LIGHT))
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent / ".cache" / "jax")
 )

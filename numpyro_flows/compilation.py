@@ -25,6 +25,16 @@ def is_outside() -> bool:
     return bool(get_opaque_trace_state() == _OUTSIDE)
 
 
+@functools.cache
+def _is_known(option: str, value: Any) -> bool:
+    """Whether this XLA has the option: a version may drop one, and then refuses to compile."""
+    try:
+        jax.jit(lambda: (), compiler_options={option: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
 def jit(
     fun: Callable | None = None,
     *,
@@ -36,7 +46,8 @@ def jit(
 
     LLVM's optimisation level 2 in place of XLA's default of 3: level 3 compiles code of random
     numbers two to four times as long, and training steps are as fast without it
-    (``benchmarks/limits.py levels``). Options in the environment's ``XLA_FLAGS`` stay.
+    (``benchmarks/limits.py levels``). Options in the environment's ``XLA_FLAGS`` stay;
+    those that this version of XLA does not have are left out.
 
     :param once: for a program that runs a few times: without the newer emitters of fused loops,
         which take half of the compilation and save a fifth of the time of a training step.
@@ -48,14 +59,14 @@ def jit(
     statics: dict[str, Any] = {"static_argnums": static_argnums, "static_argnames": static_argnames}
     plain = jax.jit(fun, **statics)
     flags = os.environ.get("XLA_FLAGS", "")
-    options: dict[str, Any] = {} if _LEVEL in flags else {_LEVEL: 2}
+    wanted: dict[str, Any] = {} if _LEVEL in flags else {_LEVEL: 2}
     if once and _FUSION not in flags:
-        options[_FUSION] = False
+        wanted[_FUSION] = False
 
     @functools.cache
     def lighter() -> Callable:
-        known = {name: value for name, value in options.items() if _is_known(name, value)}
-        return jax.jit(fun, compiler_options=known, **statics) if known else plain
+        options = {name: value for name, value in wanted.items() if _is_known(name, value)}
+        return jax.jit(fun, compiler_options=options, **statics) if options else plain
 
     @functools.wraps(fun)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -64,16 +75,6 @@ def jit(
         return (lighter() if alone else plain)(*args, **kwargs)
 
     return call
-
-
-@functools.cache
-def _is_known(name: str, value: Any) -> bool:
-    """Whether this XLA has an option; later ones drop some."""
-    try:
-        jax.jit(lambda: 0, compiler_options={name: value})()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
 
 
 @jit(static_argnums=1, once=True)

@@ -7,6 +7,7 @@ entry here.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled import built, network, new
 from numpyro.distributions import Normal, StudentT, biject_to, constraints
 
 import numpyro_flows as nf
@@ -44,14 +45,8 @@ def shake(tree, key, scale=0.3):
     return nf.combine(jax.tree.unflatten(structure, shaken), rest)
 
 
-def built(build):
-    """What ``build(key)`` returns, by one program; array by array it would be dozens."""
-    return jax.jit(build)(jax.random.key(0))
-
-
 def flow(recipe, dim, **config):
-    made = built(lambda key: recipe(key, dim, **{**SMALL, **config}))
-    return shake(made, jax.random.key(1))
+    return shake(new(recipe, dim, **{**SMALL, **config}), jax.random.key(1))
 
 
 def transform(recipe, dim, **config):
@@ -106,11 +101,7 @@ def glow_like(dim):
 
 def continuous(dim, context_dim=0, **config):
     exact = 1e-10 if jax.config.jax_enable_x64 else 1e-6
-    field = nf.nn.ConcatSquash(jax.random.key(0), dim, hidden=(8,), context_size=context_dim)
-    config = {"rtol": exact, "atol": exact, **config}
-    made = nf.transforms.Continuous(
-        jax.random.key(1), dim, field, context_dim=context_dim, **config
-    )
+    made = network(dim, context_dim, **{"rtol": exact, "atol": exact, **config})
     return shake(made, jax.random.key(1))
 
 
@@ -373,6 +364,11 @@ CASES = {
         ),
     },
     nf.transforms.Continuous: {
+        "fixed steps": lambda: (
+            continuous(3, adjoint="direct", solver="Dopri8", num_steps=16),
+            points(3),
+            None,
+        ),
         "exact": lambda: (continuous(3), points(3), None),
         "context": lambda: (continuous(2, context_dim=2), points(2), points(2, seed=3)),
     },
@@ -426,6 +422,7 @@ CASES = {
         ),
     },
     nf.transforms.MultiScale: {
+        "glow, one step": lambda: (small_glow(depth=1, hidden=(6,)), image(16), None),
         "glow": lambda: (small_glow(), image(16), None),
         "checkerboards, dense, context": lambda: (
             small_glow((4, 4, 3), levels=1, checkerboards=1, mixing="dense", context_dim=2),

@@ -19,6 +19,28 @@ def pytest_runtest_teardown():
         jax.clear_caches()
 
 
+#: Files that take longest, which workers begin with, so that no long one is left at the end.
+LONGEST = (
+    "test_contract",
+    "test_continuous",
+    "test_guide",
+    "test_zoo",
+    "test_kernel",
+    "test_augmented",
+    "test_reparam",
+    "test_recipes",
+    "test_preconditioner",
+    "test_dequantization",
+    "test_images",
+    "test_fit_guide",
+)
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     """The test runs in both precisions; float64 mode is on for the second."""

@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from cases import points, shake
+from compiled import forward, log_prob, new, sample
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoContinuous
@@ -22,15 +23,15 @@ KEY = jax.random.key(0)
 def small(dim=2, augment_dim=1, scale=0.6, **config):
     config = {"hidden": (8,), "num_steps": 6, "num_samples": 4, **config}
     return shake(
-        nf.augmented_cnf(KEY, dim, augment_dim=augment_dim, **config), jax.random.key(1), scale
+        new(nf.augmented_cnf, dim, augment_dim=augment_dim, **config), jax.random.key(1), scale
     )
 
 
 def by_layers(dim=2, augment_dim=1, context_dim=0, num_samples=4, **config):
     """Quicker to compile: any exact flows do for both parts."""
     size = {"depth": 2, "hidden": (8,)}
-    joint = nf.realnvp(KEY, dim + augment_dim, context_dim=context_dim, activation="tanh", **size)
-    encoder = nf.realnvp(KEY, augment_dim, context_dim=dim + context_dim, **size)
+    joint = new(nf.realnvp, dim + augment_dim, context_dim=context_dim, activation="tanh", **size)
+    encoder = new(nf.realnvp, augment_dim, context_dim=dim + context_dim, **size)
     flow = nf.AugmentedFlow(KEY, joint, encoder, num_samples=num_samples, **config)
     return shake(flow, jax.random.key(1), 0.6)
 
@@ -66,7 +67,7 @@ def test_the_bound_and_the_integral(name, x64):
     assert gaps[1].mean() < 0.2 * gaps[0].mean()
     ratio = np.exp(one - exact)
     assert (np.abs(ratio.mean(0) - 1) < 4 * ratio.std(0) / 20).all()
-    best = flow.with_probe(KEY, num_samples=20_000).log_prob(x)
+    best = log_prob(flow.with_probe(KEY, num_samples=20_000), x)
     np.testing.assert_allclose(best, exact, atol=0.03)
 
 
@@ -74,7 +75,7 @@ def test_draws_have_the_integral_as_their_density():
     flow = by_layers(dim=1)
     grid = np.linspace(-12, 12, 481)
     density = np.exp(marginal(flow, grid[:, None]))
-    draws = np.asarray(flow.sample(jax.random.key(3), (20_000,)))[:, 0]
+    draws = np.asarray(sample(flow, jax.random.key(3), (20_000,)))[:, 0]
     cdf = np.cumsum(density) * (grid[1] - grid[0])
     assert abs(cdf[-1] - 1) < 1e-3
     empirical = np.searchsorted(np.sort(draws), grid + (grid[1] - grid[0]) / 2) / len(draws)
@@ -88,17 +89,17 @@ def test_a_numpyro_distribution():
     assert flow.has_rsample
     assert (flow.augment_dim, flow.num_samples, flow.joint.event_shape) == (1, 4, (3,))
     x = points(2)
-    log_prob = flow.log_prob(x)
-    assert log_prob.shape == (6,)
-    np.testing.assert_allclose(log_prob, flow.log_prob(x.reshape(3, 2, 2)).reshape(6), rtol=1e-5)
-    np.testing.assert_allclose(jax.vmap(flow.log_prob)(x), log_prob, rtol=1e-4)
-    assert flow.sample(KEY).shape == (2,)
+    values = log_prob(flow, x)
+    assert values.shape == (6,)
+    np.testing.assert_allclose(values, log_prob(flow, x.reshape(3, 2, 2)).reshape(6), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(flow.log_prob))(x), values, rtol=1e-4)
+    assert sample(flow, KEY).shape == (2,)
     wide = flow.expand((3, 1)).expand((3, 2))
     assert isinstance(wide, nf.AugmentedFlow)
-    assert wide.sample(KEY, (5,)).shape == (5, 3, 2, 2)
-    assert wide.log_prob(x[:2]).shape == (3, 2)
+    assert sample(wide, KEY, (5,)).shape == (5, 3, 2, 2)
+    assert log_prob(wide, x[:2]).shape == (3, 2)
     assert wide.joint.batch_shape == (3, 2)
-    np.testing.assert_allclose(wide.to_event(2).log_prob(x[:2]), 3 * log_prob[:2].sum(), rtol=1e-5)
+    np.testing.assert_allclose(log_prob(wide.to_event(2), x[:2]), 3 * values[:2].sum(), rtol=1e-5)
     with pytest.raises(ValueError, match="Cannot expand"):
         wide.expand((1, 2))
 
@@ -123,7 +124,7 @@ def test_rows_in_a_plate():
             return numpyro.sample("x", flow.condition(context), obs=x)
 
     log_density, _ = numpyro.infer.util.log_density(model, (x,), {}, {})
-    np.testing.assert_allclose(log_density, flow.condition(context).log_prob(x).sum(), rtol=1e-5)
+    np.testing.assert_allclose(log_density, log_prob(flow.condition(context), x).sum(), rtol=1e-5)
     draws = numpyro.infer.Predictive(model, num_samples=3)(KEY)["x"]
     assert draws.shape == (3, 6, 2)
 
@@ -134,13 +135,13 @@ def test_context():
     assert flow.context_dim == 1
     given = flow.condition(context)
     assert (given.batch_shape, given.context_dim) == ((6,), 0)
-    rows = [flow.condition(c).log_prob(row) for c, row in zip(context, x, strict=True)]
-    np.testing.assert_allclose(given.log_prob(x), rows, rtol=1e-5)
-    assert given.sample(KEY, (4,)).shape == (4, 6, 2)
-    assert given.log_prob(x[0]).shape == (6,)
+    rows = [log_prob(flow.condition(c), row) for c, row in zip(context, x, strict=True)]
+    np.testing.assert_allclose(log_prob(given, x), rows, rtol=1e-5)
+    assert sample(given, KEY, (4,)).shape == (4, 6, 2)
+    assert log_prob(given, x[0]).shape == (6,)
     both = given.joint
     assert (both.batch_shape, both.event_shape) == ((6,), (3,))
-    assert given.encode(x).sample(KEY).shape == (6, 1)
+    assert sample(given.encode(x), KEY).shape == (6, 1)
     with pytest.raises(ValueError, match=r"call flow.condition\(context\)"):
         flow.log_prob(x)
     with pytest.raises(ValueError, match=r"call flow.condition\(context\)"):
@@ -155,19 +156,24 @@ def test_supports(support):
     parts = support if isinstance(support, tuple) else (support, support)
     u = points(2)
     to_support = [dist.biject_to(part) for part in parts]
-    x = jnp.stack([t(u[:, i]) for i, t in enumerate(to_support)], -1)
-    expected = sum(
-        dist.Normal().log_prob(u[:, i]) - t.log_abs_det_jacobian(u[:, i], x[:, i])
-        for i, t in enumerate(to_support)
-    )
+
+    @jax.jit
+    def by_hand(u):
+        x = jnp.stack([t(u[:, i]) for i, t in enumerate(to_support)], -1)
+        return x, sum(
+            dist.Normal().log_prob(u[:, i]) - t.log_abs_det_jacobian(u[:, i], x[:, i])
+            for i, t in enumerate(to_support)
+        )
+
+    x, expected = by_hand(u)
     # Untrained, the joint is the standard normal and the encoder its conditional: no gap.
-    np.testing.assert_allclose(flow.log_prob(x), expected, rtol=1e-4)
+    np.testing.assert_allclose(log_prob(flow, x), expected, rtol=1e-4)
     assert flow.support(x).all()
-    draws = flow.sample(KEY, (100,))
+    draws = sample(flow, KEY, (100,))
     assert flow.support(draws).all()
     both = jnp.concatenate([draws, jnp.zeros((100, 1))], axis=-1)
     assert flow.joint.support(both).all()
-    assert jnp.isfinite(flow.joint.log_prob(both)).all()
+    assert jnp.isfinite(log_prob(flow.joint, both)).all()
 
 
 def test_parameters_and_fixed_numbers():
@@ -181,7 +187,7 @@ def test_parameters_and_fixed_numbers():
     np.testing.assert_array_equal(log_prob(nf.combine(params, rest)), log_prob(flow))
     keys = jax.random.split(KEY, 3)
     flows = jax.jit(jax.vmap(lambda key: nf.augmented_cnf(key, 2, hidden=(4,), num_steps=2)))(keys)
-    assert jax.vmap(lambda flow: flow.sample(KEY))(flows).shape == (3, 2)
+    assert jax.jit(jax.vmap(lambda flow: flow.sample(KEY)))(flows).shape == (3, 2)
 
 
 def test_files_keep_it(tmp_path):
@@ -190,7 +196,7 @@ def test_files_keep_it(tmp_path):
     nf.save(tmp_path / "flow", flow)
     loaded = nf.load(tmp_path / "flow")
     assert repr(loaded) == repr(flow)
-    np.testing.assert_array_equal(loaded.log_prob(x), flow.log_prob(x))
+    np.testing.assert_array_equal(log_prob(loaded, x), log_prob(flow, x))
 
 
 def test_it_says_what_it_is():
@@ -204,18 +210,18 @@ def test_it_says_what_it_is():
 
 def test_a_step_of_training_draws_new_noise_for_each_row():
     flow, x = by_layers(), jnp.broadcast_to(points(2)[:1], (6, 2))
-    values = [for_training(flow, key, 6).log_prob(x) for key in jax.random.split(KEY)]
+    values = [log_prob(for_training(flow, key, 6), x) for key in jax.random.split(KEY)]
     assert np.ptp(values[0]) > 1e-4
     assert np.abs(values[0] - values[1]).min() > 0
     # They are bounds of one draw each, by hand.
     trained = for_training(flow, KEY, 6)
     noise = trained.probe.value[0]
-    e, log_det = flow.encoder_transform.forward_and_log_det(noise, x)
-    expected = flow.joint.log_prob(jnp.concatenate([x, e], -1))
-    expected = expected - flow.encoder_base.log_prob(noise) + log_det
-    np.testing.assert_allclose(trained.log_prob(x), expected, rtol=1e-5)
+    e, log_det = forward(flow.encoder_transform, noise, x)
+    expected = log_prob(flow.joint, jnp.concatenate([x, e], -1))
+    expected = expected - log_prob(flow.encoder_base, noise) + log_det
+    np.testing.assert_allclose(log_prob(trained, x), expected, rtol=1e-5)
     # For validation, the fixed noise.
-    np.testing.assert_array_equal(for_training(flow, None, 6).log_prob(x), flow.log_prob(x))
+    np.testing.assert_array_equal(log_prob(for_training(flow, None, 6), x), log_prob(flow, x))
 
 
 def clusters(n, seed=0):
@@ -234,20 +240,20 @@ def log_density_of_clusters(x):
 @pytest.mark.parametrize("name", ["layers", pytest.param("cnf", marks=pytest.mark.slow)])
 def test_fit(name):
     config = {"hidden": (16, 16)} if name == "cnf" else {}
-    flow = nf.augmented_cnf(KEY, 1, num_steps=6, num_samples=8, **config)
+    flow = new(nf.augmented_cnf, 1, num_steps=6, num_samples=8, **config)
     if name == "layers":
-        joint = nf.nsf(KEY, 2, depth=4, hidden=(16,))
-        encoder = nf.realnvp(KEY, 1, depth=2, hidden=(16,), context_dim=1)
+        joint = new(nf.nsf, 2, depth=4, hidden=(16,))
+        encoder = new(nf.realnvp, 1, depth=2, hidden=(16,), context_dim=1)
         flow = nf.AugmentedFlow(KEY, joint, encoder, num_samples=8)
     settings = {"max_epochs": 30, "learning_rate": 1e-2, "progress_bar": False}
     fitted = nf.fit(KEY, flow, clusters(2000), **settings)
     assert fitted.num_skipped == 0
     test = clusters(2000, seed=1)
     truth = log_density_of_clusters(test).mean()
-    bound = float(fitted.flow.with_probe(KEY, num_samples=64).log_prob(test).mean())
+    bound = float(log_prob(fitted.flow.with_probe(KEY, num_samples=64), test).mean())
     assert truth - 0.1 < bound < truth + 0.01
     np.testing.assert_allclose(fitted.val_losses.min(), -truth, atol=0.3)
-    draws = np.asarray(fitted.flow.sample(jax.random.key(2), (4000,)))
+    draws = np.asarray(sample(fitted.flow, jax.random.key(2), (4000,)))
     np.testing.assert_allclose([draws.mean(), draws.std()], [100, 10 * 17**0.5], rtol=0.06)
     # Again, in other units: one standardisation, with the numbers of the new data.
     again = nf.fit(KEY, fitted.flow, clusters(500) / 1000, max_epochs=1, progress_bar=False).flow
@@ -264,14 +270,14 @@ def test_fit_with_context_and_support():
     rng = np.random.default_rng(0)
     context = rng.uniform(40, 60, size=(2000, 1)).astype(np.float32)
     x = np.exp(context / 10 - 5 + 0.3 * rng.normal(size=(2000, 1))).astype(np.float32)
-    joint = nf.realnvp(KEY, 2, context_dim=1, depth=4, hidden=(16,))
-    encoder = nf.realnvp(KEY, 1, context_dim=2, depth=2, hidden=(8,))
+    joint = new(nf.realnvp, 2, context_dim=1, depth=4, hidden=(16,))
+    encoder = new(nf.realnvp, 1, context_dim=2, depth=2, hidden=(8,))
     flow = nf.AugmentedFlow(KEY, joint, encoder, support=(constraints.positive,))
     fitted = nf.fit(KEY, flow, x, context, max_epochs=30, learning_rate=5e-3, progress_bar=False)
     for value in (42.0, 58.0):
-        draws = np.log(fitted.flow.condition(jnp.array([value])).sample(KEY, (4000,)))
+        draws = np.log(sample(fitted.flow.condition(jnp.array([value])), KEY, (4000,)))
         np.testing.assert_allclose([draws.mean(), draws.std()], [value / 10 - 5, 0.3], atol=0.08)
-    assert fitted.flow.condition(context).log_prob(x).shape == (2000,)
+    assert log_prob(fitted.flow.condition(context), x).shape == (2000,)
 
 
 def test_a_likelihood_that_is_learned():
@@ -316,8 +322,8 @@ def test_a_solve_that_fails():
     x = points(2)
     with pytest.raises(RuntimeError, match="needed more than `max_steps`"):
         nf.augmented_cnf(KEY, 2, hidden=(4,), max_steps=1).log_prob(x)
-    flow = nf.augmented_cnf(KEY, 2, hidden=(4,), max_steps=1, throw=False)
-    np.testing.assert_array_equal(flow.log_prob(x), -jnp.inf)
+    flow = new(nf.augmented_cnf, 2, hidden=(4,), max_steps=1, throw=False)
+    np.testing.assert_array_equal(log_prob(flow, x), -jnp.inf)
 
 
 def test_what_needs_a_density_refuses_it():
@@ -386,8 +392,8 @@ def test_an_encoder_that_is_wrong_costs_its_divergence():
         numpyro.sample("augmentation", dist.Normal(jnp.zeros(1), 1.0).to_event(1))
 
     svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO(num_particles=20_000))
-    state = svi.init(KEY, y)
-    np.testing.assert_allclose(-svi.evaluate(state, y), evidence - 0.7**2 / 2, atol=0.03)
+    state = jax.jit(svi.init)(KEY, y)
+    np.testing.assert_allclose(-jax.jit(svi.evaluate)(state, y), evidence - 0.7**2 / 2, atol=0.03)
 
 
 def test_sites_in_their_unconstrained_spaces():
@@ -415,8 +421,8 @@ def test_sites_in_their_unconstrained_spaces():
         nf.augmented_model(lambda: numpyro.sample("k", dist.Bernoulli(0.5)))()
 
 
-JOINT = nf.realnvp(KEY, 3, depth=1, hidden=(4,))
-ENCODER = nf.realnvp(KEY, 1, context_dim=2, depth=1, hidden=(4,))
+JOINT = new(nf.realnvp, 3, depth=1, hidden=(4,))
+ENCODER = new(nf.realnvp, 1, context_dim=2, depth=1, hidden=(4,))
 BUILD = functools.partial(nf.augmented_cnf, KEY, 2, hidden=(4,))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from compiled import new
 from fitting import (
     KEY,
     SMALL,
@@ -105,8 +106,8 @@ def awkward_flow(name):
     if name == "base":
         base = dist.StudentT(np.array([5.0, 6.0]), np.zeros(2), np.ones(2))
         return linear(base=base, support=constraints.interval(-9.0, 9.0))
-    encoder = nf.realnvp(KEY, 1, context_dim=2, **SMALL)
-    return nf.AugmentedFlow(KEY, nf.realnvp(KEY, 3, **SMALL), encoder, num_samples=2)
+    encoder = new(nf.realnvp, 1, context_dim=2, **SMALL)
+    return nf.AugmentedFlow(KEY, new(nf.realnvp, 3, **SMALL), encoder, num_samples=2)
 
 
 def fit_awkward(name, path, stop=None):
@@ -135,7 +136,7 @@ def test_checkpoint_of_another_call(path):
     settings = CHECKPOINT | {"max_epochs": 1, "checkpoint": path}
     fit(linear(), x, **settings)
     before = path.read_bytes()
-    activations = [nf.realnvp(KEY, 2, activation=a, **SMALL) for a in ("relu", "tanh")]
+    activations = [new(nf.realnvp, 2, activation=a, **SMALL) for a in ("relu", "tanh")]
     others = {
         "data": lambda: fit(linear(), x + 1e-3, **settings),
         "data in other units": lambda: fit(linear(), 2 * x, **settings),

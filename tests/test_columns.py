@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from compiled import new
 from fitting import KEY, STILL, fit, linear, log_prob, normals
 from numpyro.distributions import constraints
 from scipy import stats
@@ -58,7 +59,7 @@ def test_outliers_do_not_ruin_the_fit(recipe, value):
 def test_an_outlier_of_the_context():
     x, context = normals(400), normals(400, 1, seed=1)
     context[3] = 1e8
-    flow = nf.realnvp(KEY, 2, context_dim=1, depth=2, hidden=(8,))
+    flow = new(nf.realnvp, 2, context_dim=1, depth=2, hidden=(8,))
     with pytest.warns(UserWarning, match=r"context: 1 of 400 rows \(row 3\) .* in column 0, and"):
         found = fit(flow, x, context, max_epochs=1)
     without = np.delete(np.arange(400), 3)
@@ -141,7 +142,7 @@ def test_tails_on_both_sides_and_columns_that_stay():
     rng = np.random.default_rng(0)
     context = np.stack([rng.normal(5, 2, 1000), stats.cauchy.rvs(size=1000, random_state=1)], 1)
     x = normals(1000)
-    flow = nf.realnvp(KEY, 2, context_dim=2, depth=2, hidden=(8,))
+    flow = new(nf.realnvp, 2, context_dim=2, depth=2, hidden=(8,))
     with pytest.warns(UserWarning, match="context: column 1 spans"):
         fitted = fit(flow, x, context, max_epochs=1)
     transform = fitted.flow.transform
@@ -158,12 +159,12 @@ def test_compressed_contexts_of_other_flows(recipe):
     theta, context, _ = lognormal_context(3.0, n=1000)
     settings = {}
     if recipe == "augmented":
-        encoder = nf.realnvp(KEY, 1, context_dim=2, depth=2, hidden=(8,))
-        joint = nf.realnvp(KEY, 2, context_dim=1, depth=2, hidden=(8,))
+        encoder = new(nf.realnvp, 1, context_dim=2, depth=2, hidden=(8,))
+        joint = new(nf.realnvp, 2, context_dim=1, depth=2, hidden=(8,))
         flow = nf.AugmentedFlow(KEY, joint, encoder, num_samples=2)
     else:
         flow, settings = (
-            nf.cnf(KEY, 1, context_dim=1, hidden=(16,)),
+            new(nf.cnf, 1, context_dim=1, hidden=(16,)),
             {"objective": nf.FlowMatching()},
         )
     with pytest.warns(UserWarning, match="context: column 0"):
@@ -220,7 +221,7 @@ def test_data_without_a_density(name, precision):
 
 def test_collinear_with_the_context():
     x = normals(300)
-    flow = nf.realnvp(KEY, 2, context_dim=2, depth=2, hidden=(4,))
+    flow = new(nf.realnvp, 2, context_dim=2, depth=2, hidden=(4,))
     context = np.stack([normals(300, seed=1)[:, 0], 2 * x[:, 1] - 1], axis=1)
     message = "x: column 1 and column 1 of the context depend linearly"
     with pytest.warns(UserWarning, match=message):
@@ -262,7 +263,7 @@ def test_sound_data_warn_of_nothing(name):
 
 def test_the_same_parameter_under_many_contexts_is_no_copy():
     x = np.repeat(normals(100), 10, axis=0)
-    flow = nf.realnvp(KEY, 2, context_dim=1, depth=2, hidden=(4,))
+    flow = new(nf.realnvp, 2, context_dim=1, depth=2, hidden=(4,))
     assert messages(flow, x, normals(1000, 1, seed=3)) == []
 
 

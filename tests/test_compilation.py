@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from numpyro_flows import compilation
 from numpyro_flows.compilation import jit
 
 
@@ -47,3 +48,10 @@ def test_it_compiles_once():
     count(jnp.ones(2))
     count(jnp.zeros(2))
     assert len(traced) == 1
+
+
+def test_options_that_this_version_does_not_have_are_left_out(monkeypatch):
+    assert compilation._is_known("xla_backend_optimization_level", 2)
+    monkeypatch.setattr(compilation, "_FUSION", "xla_no_such_option")
+    double = jit(lambda x: 2 * x, once=True)
+    assert double(jnp.ones(())) == 2

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import pkgutil
 
 import jax
@@ -40,18 +41,21 @@ def test_every_transform_has_a_case(cls):
 
 
 def contract_cases():
-    """By default every case in float64, and the first of each class quickly in float32.
+    """The first case of each class in full and, in float32, quickly; the others quickly.
 
-    All else is slow: the rest in float32, and of what takes minutes to compile all further cases.
+    All else is slow: the others in full, float32 in full, and all further cases of what takes
+    minutes to compile.
     """
+    heavy = (nf.transforms.Continuous, nf.transforms.MultiScale)
     for cls, entries in CASES.items():
         for i, label in enumerate(entries):
-            for dtype, quick in (("float64", False), ("float32", True), ("float32", False)):
-                heavy = cls in (nf.transforms.Continuous, nf.transforms.MultiScale)
-                slow = i and heavy if dtype == "float64" else i or not quick
-                depth = "quick" if quick else "full"
-                marks = [pytest.mark.slow] if slow else []
-                yield pytest.param(cls, label, depth, dtype, marks=marks)
+            usual = {("quick", "float64")} if i else {("full", "float64"), ("quick", "float32")}
+            for depth, dtype in itertools.product(("full", "quick"), ("float64", "float32")):
+                covered = depth == "quick" and dtype == "float64" and not i
+                if not covered:  # by the full check
+                    slow = (depth, dtype) not in usual or (i and cls in heavy)
+                    marks = [pytest.mark.slow] if slow else []
+                    yield pytest.param(cls, label, depth, dtype, marks=marks)
 
 
 @pytest.mark.parametrize(

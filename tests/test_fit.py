@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from compiled import new
 from fitting import (
     KEY,
     SMALL,
@@ -59,7 +60,7 @@ def badly_scaled():
     cov = np.outer(sds, sds) * [[1, correlation], [correlation, 1]]
     truth = stats.multivariate_normal([1e3, 1e3], cov)
     x = truth.rvs(4000, random_state=1)
-    flow = nf.realnvp(KEY, 2, **SMALL)
+    flow = new(nf.realnvp, 2, **SMALL)
     return truth, x, fit(flow, x, learning_rate=1e-2, max_epochs=40)
 
 
@@ -102,6 +103,7 @@ def test_density_is_a_change_of_variables(badly_scaled):
     np.testing.assert_allclose(log_prob(fitted.flow, x), expected, atol=2e-4)
 
 
+@pytest.mark.smoke
 def test_density_integrates_to_one(badly_scaled):
     _, _, fitted = badly_scaled
     edges = [1e3 + sd * np.linspace(-7, 7, 301) for sd in (1e2, 1e-2)]
@@ -162,7 +164,7 @@ def test_support(name):
 def test_simplex():
     truth = stats.dirichlet([2.0, 3.0, 4.0])
     x = truth.rvs(2000, random_state=0)
-    flow = nf.realnvp(KEY, 2, support=constraints.simplex, **SMALL)
+    flow = new(nf.realnvp, 2, support=constraints.simplex, **SMALL)
     fitted = fit(flow, x, learning_rate=1e-2, max_epochs=15, batch_size=128)
     held_out = truth.rvs(10_000, random_state=1)
     excess = np.mean(truth.logpdf(held_out.T) - log_prob(fitted.flow, held_out))
@@ -178,7 +180,7 @@ def test_conditional():
     rng = np.random.default_rng(0)
     context = rng.uniform(1e3, 5e3, (10_000, 1))
     y = 3 * context + 1e3 * rng.normal(size=(10_000, 1))
-    flow = nf.realnvp(KEY, 1, context_dim=1, activation="tanh", **SMALL)
+    flow = new(nf.realnvp, 1, context_dim=1, activation="tanh", **SMALL)
     fitted = fit(flow, y, context, learning_rate=1e-2, max_epochs=25)
     parts = fitted.flow.transform
     np.testing.assert_allclose(parts.context_loc.value, context.mean(0), rtol=1e-5)
@@ -226,7 +228,7 @@ def test_rows_of_weight_zero_have_no_influence():
     keep = weights > 0
     wild, wild_context = x.copy(), context.copy()
     wild[~keep], wild_context[~keep] = 1e6, -1e6
-    flow = nf.realnvp(KEY, 2, context_dim=1, support=constraints.positive, **SMALL)
+    flow = new(nf.realnvp, 2, context_dim=1, support=constraints.positive, **SMALL)
     settings = {"max_epochs": 2, "batch_size": 16}
     without = fit(flow, x[keep], context[keep], **settings)
     assert_same(fit(flow, wild, wild_context, weights=weights, **settings), without)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from compiled import new
 from fitting import (
     KEY,
     SMALL,
@@ -18,7 +19,7 @@ import numpyro_flows as nf
 
 
 def conditional():
-    return nf.realnvp(KEY, 2, context_dim=1, **SMALL)
+    return new(nf.realnvp, 2, context_dim=1, **SMALL)
 
 
 def positive():

@@ -44,6 +44,7 @@ def fitted():
     )
 
 
+@pytest.mark.smoke
 def test_a_conjugate_posterior(fitted):
     guide, fit = fitted
     assert fit.trusted

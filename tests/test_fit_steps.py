@@ -8,8 +8,8 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from compiled import new
 from fitting import (
-    KEY,
     SMALL,
     STILL,
     Linear,
@@ -204,7 +204,7 @@ def test_programs(name):
     """The start, the steps and the score; other data, rates and lengths compile nothing."""
     recipe, settings, data, most = FITS[name]
     x, context = data(90)
-    flow = nf.realnvp(KEY, 2, **SMALL, **recipe)
+    flow = new(nf.realnvp, 2, **SMALL, **recipe)
     settings = {"batch_size": 16, "max_epochs": 2} | settings
     with compiled_programs() as programs:
         fit(flow, x, context, **settings)
@@ -248,7 +248,7 @@ def test_same_key_same_result():
 def test_arguments_are_left_alone():
     x, context, weights = normals(40), normals(40, 1), np.arange(40.0)
     copies = [a.copy() for a in (x, context, weights)]
-    flow = nf.realnvp(KEY, 2, context_dim=1, **SMALL)
+    flow = new(nf.realnvp, 2, context_dim=1, **SMALL)
     before = [np.array(leaf) for leaf in jax.tree.leaves(flow.transform)]
     fit(flow, x, context, weights=weights, max_epochs=1, optimizer=STILL)
     for a, b in zip((x, context, weights), copies, strict=True):

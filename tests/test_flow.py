@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from cases import flow, points, transform
+from compiled import log_prob, new
 from numpyro import handlers
 from numpyro.infer import Trace_ELBO
 
@@ -66,11 +67,11 @@ def test_copies_keep_validate_args(validate_args):
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)
-                copy.log_prob(outside)
+                log_prob(copy, outside)
 
 
 def test_an_augmented_flow_passes_validate_args_on():
-    made = nf.augmented_cnf(KEY, 2, hidden=(4,))
+    made = new(nf.augmented_cnf, 2, hidden=(4,))
     joint, encoder = (
         nf.FlowDistribution(made.base_dist, made.transform),
         nf.FlowDistribution(made.encoder_base, made.encoder_transform),
@@ -87,7 +88,7 @@ def test_a_subclass_stays_one():
         assert type(copy) is Counted
         assert copy.label == "first"
         assert copy.batch_shape == (3,)
-        assert copy.log_prob(points(2)[:3]).shape == (3,)
+        assert log_prob(copy, points(2)[:3]).shape == (3,)
 
 
 def test_what_rebuilds_a_flow_keeps_its_class_and_validate_args():
@@ -183,7 +184,7 @@ def test_the_calls_that_serve_do():
 
 
 def test_repr_says_sizes_parameters_and_state():
-    made = nf.nsf(KEY, 3, context_dim=2, support=dist.constraints.positive, **SMALL)
+    made = new(nf.nsf, 3, context_dim=2, support=dist.constraints.positive, **SMALL)
     params, _ = nf.partition(made)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     layers = "2 x Coupling(RationalQuadraticSpline) -> NumPyroTransform(ExpTransform)"
@@ -209,7 +210,7 @@ def test_repr_says_sizes_parameters_and_state():
     assert repr(simplex) == (
         "NumPyroTransform(StickBreakingTransform, event_shape=(3,), out_shape=(4,), parameters=0)"
     )
-    estimate = nf.cnf(KEY, 2, trace="hutchinson")
+    estimate = new(nf.cnf, 2, trace="hutchinson")
     assert "log_prob=estimate" in repr(estimate)
     assert "log_det=estimate" in repr(estimate.transform)
     assert repr(of_class(Counted, flow(nf.realnvp, 2, **SMALL))).startswith("Counted(Normal -> 2 x")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import new
 from numpyro.distributions import constraints
 from scipy.optimize import linear_sum_assignment
 
@@ -30,7 +31,7 @@ def pairs(n, seed=0):
 )
 def test_the_density_that_it_finds(coupling):
     x, entropy = pairs(5000)
-    flow = nf.cnf(KEY, 2, hidden=(32, 32))
+    flow = new(nf.cnf, 2, hidden=(32, 32))
     settings = {**QUICK, "max_epochs": 100}
     fitted = match(flow, x, coupling=coupling, **settings)
     assert fitted.val_losses[-1] < fitted.val_losses[0]
@@ -48,7 +49,7 @@ def test_a_conditional_density_on_a_support():
     rng = np.random.default_rng(0)
     context = rng.uniform(-1, 1, size=(3000, 1)).astype(np.float32)
     x = np.exp(context + 0.3 * rng.normal(size=(3000, 1))).astype(np.float32)
-    flow = nf.cnf(KEY, 1, context_dim=1, support=constraints.positive, hidden=(32, 32))
+    flow = new(nf.cnf, 1, context_dim=1, support=constraints.positive, hidden=(32, 32))
     fitted = match(flow, x, context, **QUICK)
     for value in (-0.8, 0.0, 0.8):
         draws = np.log(fitted.flow.condition(jnp.array([value])).sample(KEY, (4000,)))
@@ -59,7 +60,7 @@ def test_a_conditional_density_on_a_support():
 def test_optimal_transport_pairs_as_scipy_does():
     """The loss of a field that stands still is the mean squared distance of the pairs."""
     x = jnp.asarray(pairs(64)[0]) - jnp.array([5.0, 0.0])
-    flow = nf.cnf(KEY, 2, hidden=(4,))
+    flow = new(nf.cnf, 2, hidden=(4,))
     key = jax.random.key(3)
     z = flow.base_dist.sample(jax.random.split(key)[0], (64,))
     distances = ((np.asarray(x)[:, None] - np.asarray(z)[None]) ** 2).sum(-1)
@@ -77,7 +78,7 @@ def test_another_end_time_is_another_clock():
         return lambda t, z, context: (jnp.sin(t * speed) - z) * speed
 
     losses = [
-        nf.FlowMatching()(nf.cnf(KEY, 2, field=field(1 / end), end_time=end), {"x": x}, None)
+        nf.FlowMatching()(new(nf.cnf, 2, field=field(1 / end), end_time=end), {"x": x}, None)
         for end in (1.0, 4.0)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -90,7 +91,7 @@ def test_a_context_that_a_network_reads():
     def field(t, z, c):
         return jnp.tanh(z * c[:2] + c[2] * t)
 
-    plain = nf.cnf(KEY, 2, context_dim=3, field=field)
+    plain = new(nf.cnf, 2, context_dim=3, field=field)
     losses = [
         nf.FlowMatching()(flow, {"x": x, "context": rows}, None)
         for flow, rows in ((plain, network(context)), (plain.embed(network), context))
@@ -102,10 +103,10 @@ def test_bad_input():
     x, _ = pairs(50)
     with pytest.raises(ValueError, match=r"expected a continuous flow.*nf\.cnf"):
         match(nf.realnvp(KEY, 2), x)
-    flow = nf.cnf(KEY, 2, hidden=(4,))
+    flow = new(nf.cnf, 2, hidden=(4,))
     with pytest.raises(ValueError, match="coupling: expected one of"):
         nf.FlowMatching("sinkhorn")
-    conditional = nf.cnf(KEY, 2, context_dim=1, hidden=(4,))
+    conditional = new(nf.cnf, 2, context_dim=1, hidden=(4,))
     with pytest.raises(ValueError, match="rows of other contexts"):
         match(conditional, x, x[:, :1], coupling="optimal_transport")
     counts = np.zeros((50, 2), int)

@@ -125,6 +125,7 @@ def test_the_seed_decides_the_map():
     np.testing.assert_array_equal(values(3), values(3))
 
 
+@pytest.mark.smoke
 def test_other_arguments_are_learned_anew(monkeypatch):
     seen = []
 

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import new
 
 import numpyro_flows as nf
 
 KEY = jax.random.key(0)
-FLOW = nf.realnvp(KEY, 2, depth=2, hidden=(4,))
-CONDITIONAL = nf.realnvp(KEY, 2, context_dim=1, depth=2, hidden=(4,))
+FLOW = new(nf.realnvp, 2, depth=2, hidden=(4,))
+CONDITIONAL = new(nf.realnvp, 2, context_dim=1, depth=2, hidden=(4,))
 LEVELS = nf.dequantize(FLOW, 8)
 GOOD = np.random.default_rng(0).normal(size=(40, 2))
 COLUMN = GOOD[:, :1]

@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from cases import flow, points
+from compiled import new
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
@@ -25,7 +26,7 @@ def train(model, *args, steps=300, guide=lambda *args: None):
 
 
 def test_likelihood_under_a_plate_learns():
-    learned = nf.realnvp(jax.random.key(0), 2, **SMALL)
+    learned = new(nf.realnvp, 2, **SMALL)
 
     def model(x):
         f = nf.flow_module("flow", learned)
@@ -97,7 +98,7 @@ def test_flow_as_prior_under_nuts():
     """A flow that is exactly N(1, 2^2) as the prior of a conjugate model."""
     prior = nf.FlowDistribution(
         dist.Normal(jnp.zeros(1), 1.0),
-        nf.transforms.Standardized(nf.realnvp(jax.random.key(0), 1, **SMALL).transform, 1.0, 2.0),
+        nf.transforms.Standardized(new(nf.realnvp, 1, **SMALL).transform, 1.0, 2.0),
     )
 
     def model(y):
@@ -115,7 +116,7 @@ def test_flow_as_prior_under_nuts():
 
 def test_train_base_respects_constraints():
     learned = nf.FlowDistribution(
-        dist.Normal(jnp.zeros(2), jnp.ones(2)), nf.realnvp(jax.random.key(0), 2, **SMALL).transform
+        dist.Normal(jnp.zeros(2), jnp.ones(2)), new(nf.realnvp, 2, **SMALL).transform
     )
 
     def model(x, train_base):
@@ -132,7 +133,7 @@ def test_train_base_respects_constraints():
 
 
 def test_random_flow_module_sites_and_prior():
-    learned = nf.realnvp(jax.random.key(0), 2, **SMALL)
+    learned = new(nf.realnvp, 2, **SMALL)
 
     def sites(prior):
         tr = handlers.trace(
@@ -157,7 +158,7 @@ def test_random_flow_module_sites_and_prior():
 
 
 def test_bayesian_flow_under_nuts():
-    learned = nf.realnvp(jax.random.key(0), 1, depth=1, hidden=(2,))
+    learned = new(nf.realnvp, 1, depth=1, hidden=(2,))
     x = 1.0 + jax.random.normal(jax.random.key(1), (40, 1))
 
     def model():
@@ -206,7 +207,7 @@ def test_flow_inside_scan():
 
 
 def test_learnable_latent_flow_inside_scan():
-    learned = nf.realnvp(jax.random.key(0), 2, context_dim=2, **SMALL)
+    learned = new(nf.realnvp, 2, context_dim=2, **SMALL)
     ys = points(2, 5)
 
     def model(ys):

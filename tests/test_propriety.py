@@ -81,7 +81,12 @@ def all_supports():
     numpyro.sample("g", dist.Gamma(0.1, 1.0))
 
 
-@pytest.mark.parametrize("model", [bounded_by_data, heavy_tails, all_supports])
+def overflow():
+    """In float32 the density of 1 / x is +inf far out."""
+    numpyro.sample("x", dist.InverseGamma(4.0, 3.0))
+
+
+@pytest.mark.parametrize("model", [bounded_by_data, heavy_tails, all_supports, overflow])
 def test_proper_posteriors_are_not(model):
     fitted = nf.fit_guide(
         KEY, nf.AutoFlow(model, SMALL), num_steps=1, num_draws=500, progress_bar=False

@@ -6,8 +6,8 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from compiled import new
 from fitting import (
-    KEY,
     SMALL,
     STILL,
     Linear,
@@ -59,7 +59,7 @@ def test_refit(support):
 
 
 def test_refit_conditional():
-    context, flow = 1e3 * normals(40, 1, seed=1), nf.realnvp(KEY, 2, context_dim=1, **SMALL)
+    context, flow = 1e3 * normals(40, 1, seed=1), new(nf.realnvp, 2, context_dim=1, **SMALL)
     settings = {"optimizer": STILL, "max_epochs": 1}
     first = fit(flow, 3 * normals(40), context, **settings)
     again = fit(first.flow, normals(40), context + 500, **settings)

@@ -33,6 +33,10 @@ def point_mass():
     numpyro.sample("b", dist.Normal(0.0, 1.0))
 
 
+def on_the_sphere():
+    numpyro.sample("a", dist.ProjectedNormal(jnp.ones(2)))
+
+
 def pair():
     with numpyro.plate("rows", 2):
         numpyro.sample("a", dist.Normal(0.0, 1.0))
@@ -45,6 +49,7 @@ REFUSED = {
         None,
         "'rows' around site 'b' has size 3 at dim -1, and elsewhere size 2",
     ),
+    "sphere": (on_the_sphere, None, "spherical sample site 'a'.*ProjectedNormalReparam"),
     "point mass": (point_mass, None, "'a' is latent and a point mass"),
     "start": (pair, {"a": np.zeros(3)}, r"'a' has values of shape \(2,\).* of shape \(3,\)"),
     "start of all rows": (local, {"z": np.zeros(6)}, r"'z' has values of shape \(2,\)"),

@@ -11,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from cases import layer, points, shake
+from compiled import forward, inverse, log_prob, new, sample, there_and_back
 from numpyro.distributions import constraints
 from zoo import ELSEWHERE, NARROW
 from zoo import RECIPES as SMALL_RECIPES
@@ -39,13 +40,13 @@ RECIPES = {label: by_one_program(recipe) for label, recipe in SMALL_RECIPES.item
 
 
 @jax.jit
-def log_prob(flow, x):
-    return flow.log_prob(x)
-
-
-@jax.jit
-def draw(flow, key):
-    return flow.sample_and_log_prob(key, (500,))
+def judged(new, shaken, grid):
+    """What the new flow does to points; draws of the shaken one, and its density there, too."""
+    y, log_det = new.transform.forward_and_log_det(points(2), points(1))
+    flow = shaken.condition(jnp.array([0.7]))
+    x, own = flow.sample_and_log_prob(jax.random.key(2), (500,))
+    found = flow.log_prob(jnp.concatenate([grid, x]))
+    return (y, log_det), (own, found[len(grid) :]), found[: len(grid)]
 
 
 def exported_recipes():
@@ -66,16 +67,14 @@ def test_every_recipe_has_a_case(recipe):
 def test_a_recipe_from_identity_to_density(name):
     """A new flow is the identity; a shaken one is normalised, conditional or not."""
     new = RECIPES[name](jax.random.key(0), 2, context_dim=1)
-    y, log_det = new.transform.forward_and_log_det(points(2), points(1))
-    np.testing.assert_allclose(y, points(2), atol=1e-6)
-    np.testing.assert_allclose(log_det, 0, atol=1e-6)
-    flow = shake(new, jax.random.key(1), 0.6).condition(jnp.array([0.7]))
     axis = np.linspace(-40, 40, 801)
     grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2))
-    density = np.exp(np.asarray(log_prob(flow, grid), float))
+    (y, log_det), (own, found), log_density = judged(new, shake(new, jax.random.key(1), 0.6), grid)
+    np.testing.assert_allclose(y, points(2), atol=1e-6)
+    np.testing.assert_allclose(log_det, 0, atol=1e-6)
+    density = np.exp(np.asarray(log_density, float))
     assert abs(density.sum() * (axis[1] - axis[0]) ** 2 - 1) < 1e-3
-    x, own = draw(flow, jax.random.key(2))
-    np.testing.assert_allclose(log_prob(flow, x), own, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found, own, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -100,22 +99,23 @@ def test_gradients_through_a_numerical_inverse(name, x64):
         return (x * jnp.array([1.0, -2.0])).sum() + log_det.sum()
 
     args = (params, z, context)
-    grads = jax.jit(jax.grad(loss))(args)
     rng = np.random.default_rng(0)
-    step = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), args)
-    expected = sum(
-        (grad * d).sum()
-        for grad, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True)
-    )
+    step = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), args)
+
+    @jax.jit
+    def along(args, step):
+        """The derivative along a step, by reverse and by forward mode."""
+        grads, steps = jax.tree.leaves(jax.grad(loss)(args)), jax.tree.leaves(step)
+        reverse = sum((grad * d).sum() for grad, d in zip(grads, steps, strict=True))
+        return reverse, jax.jvp(loss, (args,), (step,))[1]
 
     def moved(h):
         return loss(jax.tree.map(lambda a, d: np.asarray(a) + h * np.asarray(d), args, step))
 
     h = 1e-6
+    expected, forward_mode = along(args, step)
     np.testing.assert_allclose((moved(h) - moved(-h)) / (2 * h), expected, rtol=1e-5)
-    # Forward mode is the same number.
-    _, forward = jax.jit(lambda a, d: jax.jvp(loss, (a,), (d,)))(args, step)
-    np.testing.assert_allclose(forward, expected, rtol=1e-9)
+    np.testing.assert_allclose(forward_mode, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -124,13 +124,7 @@ def test_stress(name):
     flow = shake(RECIPES[name](jax.random.key(0), 4), jax.random.key(1), 1.5)
     x = 10 * jax.random.uniform(jax.random.key(2), (20_000, 4), minval=-1.0)
 
-    @jax.jit
-    def there_and_back(transform, x):
-        y, log_det = transform.inverse_and_log_det(x)
-        again, inverse_log_det = transform.forward_and_log_det(y)
-        return y, log_det, again, inverse_log_det
-
-    results = there_and_back(flow.transform, x)
+    results = there_and_back(flow.transform.inv, x)
     assert all(np.isfinite(result).all() for result in results)
     assert np.median(np.abs(results[2] - x)) < 1e-3
 
@@ -179,8 +173,12 @@ def test_masked_products_are_dense_ones(shape, x64):
     triangular = np.arange(shape[1]) * shape[0] <= np.arange(shape[0])[:, None] * shape[1]
 
     def judge(product, mask):
-        value, pull = jax.vjp(lambda w, h: product(w, mask, h), weight, h)
-        return value, *pull(jnp.cos(value))
+        @jax.jit
+        def value_and_gradients(weight, h):
+            value, pull = jax.vjp(lambda w, h: product(w, mask, h), weight, h)
+            return value, *pull(jnp.cos(value))
+
+        return value_and_gradients(weight, h)
 
     for mask in (triangular, rng.random(shape) > 0.9, np.zeros(shape)):
         mask = mask.astype("float32")
@@ -196,14 +194,18 @@ def test_sampling_agrees_with_one_pass_per_coordinate():
     )
     context, y = points(2), points(6)
     x = jnp.zeros_like(y)
-    for _ in range(6):  # x_i = (y_i - t_i) e^(-s_i) = x_i + (y_i - T(x)_i) / dT_i/dx_i
 
-        def scale(x):
-            one = lambda x, c: made.forward_and_log_det(x, c)[0]  # noqa: E731
-            return jax.vmap(lambda x, c: jnp.diag(jax.jacobian(one)(x, c)))(x, context)
+    @jax.jit
+    def substituted(x):  # x_i = (y_i - t_i) e^(-s_i) = x_i + (y_i - T(x)_i) / dT_i/dx_i
+        def one(x, context):
+            return made.forward_and_log_det(x, context)[0]
 
-        x = x + (y - made.forward_and_log_det(x, context)[0]) / scale(x)
-    np.testing.assert_allclose(made.inverse_and_log_det(y, context)[0], x, rtol=1e-4, atol=1e-5)
+        scale = jax.vmap(lambda x, c: jnp.diag(jax.jacobian(one)(x, c)))(x, context)
+        return x + (y - one(x, context)) / scale
+
+    for _ in range(6):
+        x = substituted(x)
+    np.testing.assert_allclose(inverse(made, y, context)[0], x, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -225,8 +227,8 @@ def test_sampling_in_blocks(config, x64, monkeypatch):
     made = layer(nf.transforms.MaskedAutoregressive, 21, map, **config)
     context = points(2) if "context_dim" in config else None
     x = jnp.clip(points(21), -3, 3)
-    y, log_det = made.forward_and_log_det(x, context)
-    back, inverse_log_det = jax.jit(lambda t, y, c: t.inverse_and_log_det(y, c))(made, y, context)
+    y, log_det = forward(made, x, context)
+    back, inverse_log_det = inverse(made, y, context)
     np.testing.assert_allclose(back, x, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(inverse_log_det, -log_det, rtol=1e-9, atol=1e-9)
 
@@ -240,14 +242,15 @@ def test_planar_agrees_with_the_paper():
     u_hat = u + (softplus - 0.99 - a) * w / (w @ w)
     x = np.asarray(points(3), float)
     h = np.tanh(x @ w + b)
-    y, log_det = planar.forward_and_log_det(points(3))
+    y, log_det = forward(planar, points(3))
     np.testing.assert_allclose(y, x + h[:, None] * u_hat, rtol=1e-5)
     np.testing.assert_allclose(log_det, np.log1p((1 - h**2) * (w @ u_hat)), rtol=1e-4, atol=1e-6)
 
 
 def test_planar_is_safe_at_zero_and_takes_any_monotone_activation():
     zero = jax.tree.map(jnp.zeros_like, nf.transforms.Planar(jax.random.key(0), 2))
-    grads = jax.grad(lambda t, x: sum(a.sum() for a in t.forward_and_log_det(x)))(zero, points(2))
+    total = jax.jit(jax.grad(lambda t, x: sum(a.sum() for a in t.forward_and_log_det(x))))
+    grads = total(zero, points(2))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     ridge = nf.transforms.Ridge(lambda x: 2 * jnp.arctan(x), lambda x: 2 / (1 + x**2), 2.0)
     assert nf.check_transform(layer(nf.transforms.Planar, 2, activation=ridge), points(2)).passed
@@ -255,10 +258,10 @@ def test_planar_is_safe_at_zero_and_takes_any_monotone_activation():
 
 def test_bnaf_reaches_every_point():
     """NumPyro's has no inverse; ours finds z for points far outside what tanh alone can reach."""
-    flow = shake(nf.bnaf(jax.random.key(0), 2, inverse=False), jax.random.key(1))
+    flow = shake(new(nf.bnaf, 2, inverse=False), jax.random.key(1))
     x = 1e3 * points(2)
-    z, log_det = flow.transform.inverse_and_log_det(x)
-    np.testing.assert_allclose(flow.transform(z), x, rtol=1e-5)
+    z, log_det = inverse(flow.transform, x)
+    np.testing.assert_allclose(forward(flow.transform, z)[0], x, rtol=1e-5)
     assert np.isfinite(log_det).all()
 
 
@@ -289,17 +292,24 @@ def test_monotone_root():
 
 def test_supports_per_coordinate():
     support = (constraints.positive, constraints.interval(-1.0, 2.0))
-    flow = shake(nf.maf(jax.random.key(0), 2, support=support, **NARROW), jax.random.key(1))
+    flow = shake(new(nf.maf, 2, support=support, **NARROW), jax.random.key(1))
     plain = nf.FlowDistribution(flow.base_dist, flow.transform.parts[0])
-    x = plain.sample(jax.random.key(2), (50,))
     parts = [dist.biject_to(part) for part in support]
-    y = jnp.stack([part(x[:, i]) for i, part in enumerate(parts)], -1)
-    log_det = sum(part.log_abs_det_jacobian(x[:, i], y[:, i]) for i, part in enumerate(parts))
-    np.testing.assert_allclose(flow.log_prob(y), plain.log_prob(x) - log_det, rtol=1e-3, atol=1e-3)
+
+    @jax.jit
+    def by_hand(plain):
+        x = plain.sample(jax.random.key(2), (50,))
+        y = jnp.stack([part(x[:, i]) for i, part in enumerate(parts)], -1)
+        log_det = sum(part.log_abs_det_jacobian(x[:, i], y[:, i]) for i, part in enumerate(parts))
+        return y, plain.log_prob(x) - log_det
+
+    y, expected = by_hand(plain)
+    np.testing.assert_allclose(log_prob(flow, y), expected, rtol=1e-3, atol=1e-3)
 
     # What NUTS does with such a prior: its own map onto the support, and back.
     to_support = dist.biject_to(flow.support)
-    np.testing.assert_allclose(to_support(to_support.inv(y)), y, rtol=1e-4)
+    again = jax.jit(lambda y: to_support(to_support.inv(y)))(y)
+    np.testing.assert_allclose(again, y, rtol=1e-4)
     assert flow.support(to_support(jnp.zeros((3, 2)))).all()
 
 
@@ -322,7 +332,7 @@ def test_an_embedding_reads_any_pytree():
     assert fitted.val_losses.min() < 2.0  # without the context 2.7, with it 0.2 at best
     given = fitted.flow.condition(jax.tree.map(lambda a: jnp.asarray(a[:4]), context))
     assert given.batch_shape == (4,)
-    assert given.sample(jax.random.key(3), (5,)).shape == (5, 4, 1)
+    assert sample(given, jax.random.key(3), (5,)).shape == (5, 4, 1)
     with pytest.raises(ValueError, match="expected the arrays"):
         flow.condition(jnp.ones(4))
     with pytest.raises(ValueError, match=r"got \(4,\)"):
@@ -331,8 +341,8 @@ def test_an_embedding_reads_any_pytree():
 
 def test_an_ensemble_by_vmap():
     keys = jax.random.split(jax.random.key(0), 3)
-    flows = jax.vmap(lambda key: nf.maf(key, 2, **NARROW))(keys)
-    scores = jax.vmap(lambda flow: flow.log_prob(points(2)))(flows)
+    flows = jax.jit(jax.vmap(lambda key: nf.maf(key, 2, **NARROW)))(keys)
+    scores = jax.jit(jax.vmap(lambda flow: flow.log_prob(points(2))))(flows)
     assert scores.shape == (3, 6)
     np.testing.assert_allclose(scores[0], dist.Normal().log_prob(points(2)).sum(-1), rtol=1e-5)
     # Through the numerical inverse, forwards and backwards, as each flow by itself.
@@ -468,11 +478,12 @@ def test_permutations_of_two_coordinates_always_swap():
 
 def test_a_composed_flow_has_heavy_tails():
     """With lambda = 1/3 on both sides, density falls like a Student's with 3 degrees of freedom."""
-    flow = nf.autoregressive_flow(jax.random.key(0), 1, DeepSigmoid(3), depth=1, hidden=(8,))
+    recipe = partial(nf.autoregressive_flow, map=DeepSigmoid(3), depth=1, hidden=(8,))
+    flow = by_one_program(recipe)(jax.random.key(0), 1)
     raw = jnp.full(2, jnp.arctanh(1 / 3))
     tails = nf.transforms.Elementwise(jax.random.key(1), 1, HeavyTail())
     tails = eqx.tree_at(lambda t: t.params.value, tails, raw)
     heavy = nf.FlowDistribution(flow.base_dist, nf.transforms.Chain([flow.transform, tails]))
     x = jnp.array([-1e4, -1e3, 1e3, 1e4])[:, None]
-    slopes = heavy.log_prob(x) - dist.StudentT(3.0).log_prob(x[:, 0])
+    slopes = log_prob(heavy, x) - dist.StudentT(3.0).log_prob(x[:, 0])
     np.testing.assert_allclose(slopes, slopes[0], atol=0.5)

@@ -42,7 +42,9 @@ def improper_sites(density: LogDensity, affine: FixedAffine) -> tuple[str, ...]:
 
     def falls(steps: Matrix) -> Any:
         values, _ = at(np.concatenate([steps, -steps]) * FAR)
-        return ~(values > centre - np.log(FAR)).reshape(2, -1).any(0)
+        # An infinite density so far out is an overflow.
+        flat = np.isfinite(values) & (values > centre - np.log(FAR))
+        return ~flat.reshape(2, -1).any(0)
 
     _, grads = at(np.concatenate([steps, -steps]) * NEAR)
     before, after = np.split(map.transposed(grads) @ steps.T, 2)
