@@ -29,7 +29,7 @@ test-lowest:
 
 # A few tests on each of the other interpreters that are present.
 SMOKE = tests/test_fit.py tests/test_fit_guide.py tests/test_kernel.py tests/test_serialization.py \
-	tests/test_amortized.py
+	tests/test_export.py
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))')
 

@@ -125,6 +125,7 @@ def test_it_has_what_from_numpyro_has(exported):
     assert list(data["observed_data"]["school"].values) == NAMES
 
 
+@pytest.mark.smoke
 def test_the_figures(exported):
     data, programs = exported
     assert len(programs) <= 5
