@@ -109,6 +109,7 @@ def test_a_model_that_differs_from_run_to_run_is_refused(model, message):
 def test_subsamples_are_the_same_for_the_same_key():
     def model(y):
         m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("twice", 2 * m)
         with numpyro.plate("rows", len(y), subsample_size=3):
             numpyro.sample("y", dist.Normal(m, 1.0), obs=numpyro.subsample(y, event_dim=0))
 

@@ -128,7 +128,7 @@ def check_repeats(
             f"{guide}: the model has other sites when it runs again: {sorted(differing)}. {cause}"
         )
     for name, site in first.items():
-        leaves, others = (jax.tree.leaves((s["fn"], s["value"])) for s in (site, again[name]))
+        leaves, others = (jax.tree.leaves((s.get("fn"), s["value"])) for s in (site, again[name]))
         if len(leaves) != len(others) or not all(map(_equal, leaves, others)):
             raise ValueError(
                 f"{guide}: site {name!r} has other numbers when the model runs again with the same "
