@@ -76,6 +76,7 @@ SIBLINGS = {
         "propriety",
         "latent_space",
         "preconditioner",
+        "normals",
         "setup",
         "supports",
         "density",

@@ -11,6 +11,7 @@ from numpyro.infer import SVI
 
 import numpyro_flows as nf
 from numpyro_flows.infer import preconditioner
+from numpyro_flows.infer.normals import matched
 from numpyro_flows.infer.preconditioner import HISTORY, Affine, _gaussian, locate
 
 KEY = jax.random.key(0)
@@ -309,3 +310,35 @@ def test_fixed_affine_refuses():
         nf.transforms.FixedAffine(jnp.zeros(2), 1.0, jnp.eye(3), jnp.eye(2))
     with pytest.raises(ValueError, match="init: expected 'auto', 'location' or a function"):
         nf.AutoFlow(scaled, init="laplace")
+
+
+@pytest.mark.parametrize("num", [40, 400])
+def test_scores_of_a_normal_give_it_wherever_they_are(num):
+    """A condition number of 1e6, and points far from the mass."""
+    rng = np.random.default_rng(0)
+    frame, _ = np.linalg.qr(rng.normal(size=(8, 8)))
+    covariance = (frame * np.geomspace(1e-3, 1e3, 8)) @ frame.T
+    mean = rng.normal(size=8)
+    points = 5.0 + rng.normal(size=(num, 8))
+    scores = -np.linalg.solve(covariance, (points - mean).T).T
+    found, factor = matched(points, scores)
+    sd = np.sqrt(np.diagonal(covariance))
+    np.testing.assert_allclose((found - mean) / sd, 0.0, atol=0.01)
+    # What is one in the right coordinates; the ridge shows in the narrowest direction.
+    whitened = np.linalg.solve(np.linalg.cholesky(covariance), factor)
+    np.testing.assert_allclose(np.linalg.svd(whitened)[1], 1.0, atol=0.1)
+
+
+def test_a_normal_takes_few_gradients():
+    rng = np.random.default_rng(0)
+    frame, _ = np.linalg.qr(rng.normal(size=(20, 20)))
+    precision = (frame / np.geomspace(1e-4, 1e4, 20)) @ frame.T
+
+    def rows(x):
+        slope = x @ precision
+        return -0.5 * (x * slope).sum(1), -slope
+
+    found = locate(rows, 0, rng.normal(size=(4, 20)), 0.1)
+    assert found.num_gradients < 7000  # most of them of the paths
+    log_evidence = 0.5 * (20 * np.log(2 * np.pi) + np.log(np.geomspace(1e-4, 1e4, 20)).sum())
+    assert found.elbo == pytest.approx(log_evidence, abs=0.05)

@@ -22,10 +22,9 @@ from ..training.loop import adam, run_steps, start
 from ..transform import FlowTransform
 from ..transforms import FixedAffine
 from .guide_flow import assemble
-from .preconditioner import FULL, Affine, Matrix
+from .normals import FULL, matched
+from .preconditioner import Affine
 
-#: Added to correlations before they are inverted.
-_RIDGE: Final = 1e-4
 #: Steps from one look at the held-out draws to the next.
 EVERY: Final = 50
 
@@ -72,31 +71,17 @@ def fisher_divergence(flow: FlowDistribution, draws: Scored) -> Array:
 def affine_of_scores(affine: FixedAffine, draws: Scored) -> FixedAffine:
     r"""An affine map from draws and scores, with ``affine`` as the rough one to start in.
 
-    The symmetric :math:`\Sigma` with :math:`\Sigma \, C_s \, \Sigma = C_x`, C the covariances of
-    scores and of draws, minimises the Fisher divergence among normals, and for draws of a normal
-    it is exact, whatever their number above dim. Beyond 128 dimensions, or with fewer than twice
-    as many draws as coordinates, its diagonal form
-    :math:`\sigma_i^2 = \sqrt{\mathrm{var}(x_i) / \mathrm{var}(s_i)}`. On the host, in float64.
+    That of the normal with the least Fisher divergence (``normals.py``); its
+    diagonal form beyond 128 dimensions, or with fewer than twice as many draws as coordinates. On
+    the host, in float64.
     """
     rough = Affine.of(affine)
     w = rough.inverse(np.asarray(draws.x, float))
     score = rough.transposed(np.asarray(draws.score, float))
-    num, dim = w.shape
-    scale = np.sqrt(w.std(0) / score.std(0))
-    mean, slope = w.mean(0), score.mean(0)
-    if dim > FULL:
-        return rough.scaled(mean + scale**2 * slope, scale).transform()
-    if num < 2 * dim:
-        return rough.after(mean + scale**2 * slope, np.diag(scale)).transform()
-
-    def covariance(a: Matrix) -> Matrix:
-        return np.cov(a.T).reshape(dim, dim) + _RIDGE * np.eye(dim)
-
-    of_draws, of_scores = covariance((w - mean) / scale), covariance((score - slope) * scale)
-    root = _power(of_draws, 0.5)
-    middle = root @ _power(root @ of_scores @ root, -0.5) @ root
-    factor = scale[:, None] * np.linalg.cholesky(middle)
-    return rough.after(mean + factor @ (factor.T @ slope), factor).transform()
+    mean, factor = matched(w, score, ridge=1e-4)
+    if len(mean) > FULL:
+        return rough.scaled(mean, factor).transform()
+    return rough.after(mean, factor if factor.ndim > 1 else np.diag(factor)).transform()
 
 
 def affine_of_moments(affine: FixedAffine, x: ArrayLike) -> FixedAffine:
@@ -114,13 +99,6 @@ def affine_of_moments(affine: FixedAffine, x: ArrayLike) -> FixedAffine:
     if num < 2 * dim:
         return rough.after(mean, np.diag(scale)).transform()
     return rough.after(mean, np.linalg.cholesky(np.cov(w.T).reshape(dim, dim))).transform()
-
-
-def _power(matrix: Matrix, power: float) -> Matrix:
-    """A power of a symmetric positive matrix."""
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    least = np.finfo(float).eps * values[-1]
-    return (vectors * np.maximum(values, least) ** power) @ vectors.T
 
 
 @jit(once=True)

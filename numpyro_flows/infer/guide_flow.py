@@ -19,7 +19,7 @@ from ..elementwise import DeepSigmoid
 from ..parts import inexactness
 from ..recipes import coupling_flow, realnvp
 from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
-from .preconditioner import FULL
+from .normals import FULL
 
 
 def for_guide(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:

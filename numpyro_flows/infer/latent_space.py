@@ -19,7 +19,8 @@ from numpyro.distributions.util import sum_rightmost
 from ..compilation import is_traced, jit, split
 from . import _numpyro
 from .density import latent_of, log_joint, whole_plates
-from .preconditioner import Matrix, Rows
+from .normals import Matrix
+from .preconditioner import Rows
 from .setup import check_latent, explained, with_shapes
 from .supports import Winding, constrain, is_circular, with_idle, wrapped
 from .traced import Traced, traced_at

@@ -23,12 +23,11 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ..transforms import FixedAffine
+from .normals import FULL, Matrix, matched
 
-Matrix: TypeAlias = NDArray[np.floating]
 #: Values, ``(n,)``, and gradients of a log density at the rows of ``(n, dim)``.
 Rows: TypeAlias = Callable[[Matrix], tuple[Matrix, Matrix]]
 
@@ -36,12 +35,12 @@ Rows: TypeAlias = Callable[[Matrix], tuple[Matrix, Matrix]]
 HISTORY = 20
 #: Rows whose values are computed at once.
 BATCH = 32
-#: Largest dimension in which the Gaussian fit has a full covariance.
-FULL = 128
 #: Rounds in which scales are estimated beyond that, and probes of each.
 ROUNDS, PROBES = 8, 16
 #: Steps over which the Gaussian fit looks at its weights, and the spread at which it ends.
 WINDOW, NEARLY_EQUAL = 25, 0.02
+#: Rounds in which a normal is matched to scores at its own draws.
+SCORE_ROUNDS = 3
 
 
 class Affine(NamedTuple):
@@ -246,6 +245,32 @@ def _best(rows: Rows, affines: Iterable[Affine], noise: Matrix) -> tuple[Affine 
     return best, most
 
 
+def _by_scores(rows: Rows, affine: Affine, rng: np.random.Generator) -> Iterator[Affine]:
+    """Normals by the scores at draws of the one before, as long as they are finite."""
+    dim = len(affine.loc)
+    num_draws = BATCH * -(-2 * dim // BATCH) if dim <= FULL else 2 * BATCH
+    for _ in range(SCORE_ROUNDS):
+        w = rng.normal(size=(num_draws, dim))
+        _, grads = rows(affine(w))
+        score = affine.transposed(grads)
+        if not (np.isfinite(score).all() and (score.std(0) > 0).all()):
+            return
+        try:
+            mean, factor = matched(w, score)
+            after = affine.after(mean, factor) if factor.ndim > 1 else affine.scaled(mean, factor)
+        except np.linalg.LinAlgError:  # not positive by rounding
+            return
+        if not after.is_finite():
+            return
+        affine = after
+        yield affine
+
+
+def _log_weights(rows: Rows, affine: Affine, noise: Matrix) -> Matrix:
+    """Log importance weights of draws of a normal, up to a constant."""
+    return rows(affine(noise))[0] + 0.5 * (noise**2).sum(1)
+
+
 class _Fit:
     r"""A normal in the coordinates of another, fitted by its ELBO with the path gradient.
 
@@ -417,6 +442,13 @@ def _locate(
     kinds = [affine for affine in found if affine is not None]
     if not kinds:
         return Located(begun[0], -np.inf, counted.num_gradients)
+    # Scores know a normal density at once, and give the others a better start.
+    scored = [[affine, *_by_scores(rows, affine, rng)] for affine in kinds]
+    kinds = [affine for each in scored if (affine := _best(rows, each, noise)[0]) is not None]
+    noise = rng.normal(size=(num_draws, dim))
+    best, elbo = _best(rows, kinds, noise)
+    if best is not None and _log_weights(rows, best, noise).var() < NEARLY_EQUAL:
+        return Located(best, elbo, counted.num_gradients)
     candidates = _fitted(rows, kinds, rng, num_fit_steps, num_particles)
     if dim <= FULL:
         kinds = [affine.after(np.zeros(dim), np.eye(dim)) for affine in kinds]

@@ -7,7 +7,8 @@ import numpy as np
 
 from ..transforms import FixedAffine
 from .latent_space import LogDensity, search_rows
-from .preconditioner import Affine, Matrix, in_batches
+from .normals import Matrix
+from .preconditioner import Affine, in_batches
 
 #: How far out the density is looked at, in standard deviations of the preconditioner.
 FAR: Final = 100.0
