@@ -19,7 +19,8 @@ from numpyro.infer import MCMC, init_to_value
 from numpyro.infer.util import potential_energy
 
 import numpyro_flows as nf
-from numpyro_flows.infer import fisher, kernel, learning
+from numpyro_flows.infer import fisher, learning
+from numpyro_flows.infer.kernels import nuts as kernel
 from numpyro_flows.infer.maps import LearnedMap
 from numpyro_flows.infer.train import NeverFinite
 

@@ -106,7 +106,7 @@ def edit_transform(name, fields=None):
 
 def test_unknown_class(path):
     rewrite(path, edit_transform("Mystery"))
-    with pytest.raises(ValueError, match=r"known module class, got 'Mystery'.*nf\.register"):
+    with pytest.raises(ValueError, match=r"known module class, got 'Mystery'.*nf\.io\.register"):
         load(path)
 
 

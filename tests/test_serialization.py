@@ -244,7 +244,7 @@ def test_arrays_are_readable_without_the_package(path):
 @pytest.mark.parametrize(
     ("transform", "message"),
     [
-        (lambda: scaled(config=make), r"transform\.config holds .*make.*nf\.register"),
+        (lambda: scaled(config=make), r"transform\.config holds .*make.*nf\.io\.register"),
         (
             lambda: Chain([DiagonalScale(2), scaled(cls=Unregistered)]),
             r"transform\.parts\[1\] holds",
@@ -357,7 +357,7 @@ def test_redefinition_replaces(tmp_path):
     again = register(type(Scaled)("Scaled", (nf.FlowTransform,), namespace))
     try:
         assert type(load(tmp_path / "flow")) is again
-        with pytest.raises(TypeError, match=r"holds.*nf\.register"):
+        with pytest.raises(TypeError, match=r"holds.*nf\.io\.register"):
             save(tmp_path / "flow", scaled())
     finally:
         register(Scaled)
