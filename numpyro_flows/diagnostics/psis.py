@@ -28,12 +28,16 @@ def psis(log_weights: ArrayLike) -> tuple[np.ndarray, float]:
     try:
         # ArviZ 1: arrays are served by arviz-stats, which it is built on.
         from arviz_stats.base import array_stats
-
-        smoothed, khat = array_stats.psislw(log_weights)
     except ImportError:
         import arviz
 
         smoothed, khat = arviz.psislw(log_weights)
+    else:
+        try:
+            smoothed, khat = array_stats.psislw(log_weights)
+        except ValueError:  # its answer to a tail of ties, where ArviZ 0 says inf
+            smoothed = log_weights - np.logaddexp.reduce(log_weights)
+            khat = np.inf
     # ArviZ says inf where fewer than five weights lie above the tail's beginning.
     if np.isposinf(khat) and importance_ess(log_weights) >= NEARLY_EQUAL:
         khat = -np.inf
