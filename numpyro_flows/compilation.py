@@ -7,7 +7,11 @@ from typing import Any, Final
 
 import jax
 from jax import Array
-from jax.extend.core import get_opaque_trace_state
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # JAX 0.7
+    from jax.core import get_opaque_trace_state
 
 _LEVEL: Final = "xla_backend_optimization_level"
 _FUSION: Final = "xla_cpu_use_fusion_emitters"

@@ -69,7 +69,7 @@ class Affine(NamedTuple):
         """Undo the map, at rows."""
         y = (y - self.loc) / self.scale
         along = y @ self.frame
-        inner = np.transpose(scipy.linalg.solve_triangular(self.core, along.T, lower=True))
+        inner = np.transpose(_solve_triangular(self.core, along.T, lower=True))
         return y + (inner - along) @ self.frame.T
 
     def scaled(self, mean: Matrix, scale: Matrix) -> "Affine":
@@ -188,6 +188,11 @@ def _updated_diagonal(diagonal: Matrix, s: Matrix, y: Matrix) -> Matrix:
     return after if np.isfinite(after).all() and (after > 0).all() else diagonal
 
 
+def _solve_triangular(a: Matrix, b: Matrix, **options: Any) -> Matrix:
+    """SciPy's, which refuses empty systems before version 1.14."""
+    return scipy.linalg.solve_triangular(a, b, **options) if len(a) else b
+
+
 def _gaussian(x: Matrix, grad: Matrix, diagonal: Matrix, s: Matrix, y: Matrix) -> Affine:
     r"""The normal at one point of a path, from the pairs before it, each of shape (pairs, dim).
 
@@ -198,7 +203,7 @@ def _gaussian(x: Matrix, grad: Matrix, diagonal: Matrix, s: Matrix, y: Matrix) -
     """
     root = np.sqrt(diagonal)
     products = s @ y.T
-    inverse = scipy.linalg.solve_triangular(np.triu(products), np.eye(len(s)))
+    inverse = _solve_triangular(np.triu(products), np.eye(len(s)))
     corner = inverse.T @ (np.diag(np.diag(products)) + (y * diagonal) @ y.T) @ inverse
     gamma = np.block([[np.zeros_like(corner), -inverse], [-inverse.T, corner]])
     frame, r = np.linalg.qr(np.concatenate([y * root, s / root]).T)
@@ -312,7 +317,7 @@ class _Fit:
         dim = noise.shape[1]
         if self.full:
             factor = self.factor()
-            back = scipy.linalg.solve_triangular(factor, noise.T, lower=True, trans="T").T
+            back = _solve_triangular(factor, noise.T, lower=True, trans="T").T
             g = -back - self.affine.transposed(grads)
             of_factor = (g.T @ noise / len(noise)) * (self.lower + np.diag(np.diagonal(factor)))
             slope = np.concatenate([g.mean(0), of_factor.ravel()])
@@ -321,7 +326,7 @@ class _Fit:
             now = self.current()
             unit = now._replace(loc=np.zeros(dim), scale=np.ones(dim))
             along = noise @ now.frame
-            inner = scipy.linalg.solve_triangular(now.core, along.T, lower=True, trans="T").T
+            inner = _solve_triangular(now.core, along.T, lower=True, trans="T").T
             back = (noise + (inner - along) @ now.frame.T) / now.scale
             g = -back - grads
             slope = np.concatenate(
