@@ -94,6 +94,16 @@ def test_proper_posteriors_are_not(model):
     assert fitted.improper == ()
 
 
+def test_a_guess_of_the_scale_judges_nothing():
+    def wide():
+        numpyro.sample("x", dist.Normal(0.0, 1000.0))
+
+    guide = nf.AutoFlow(wide, SMALL, init="location")
+    fitted = nf.fit_guide(KEY, guide, num_steps=20, num_draws=500, progress_bar=False)
+    assert fitted.improper == ()
+    assert len(fitted.losses) == 20
+
+
 def test_a_sampler_warns():
     kernel = nf.FlowNUTS(only_the_sum, SMALL, progress_bar=False)
     mcmc = MCMC(kernel, num_warmup=20, num_samples=20, progress_bar=False)

@@ -163,7 +163,7 @@ class _Learner:
             guide.model, own_params(trace), guide.init_loc_fn, guide.space, frozenset(trace)
         )
         self._guide, self._begun = guide, begun
-        self._located, self.num_gradients = guide.locate(locate_key, begun)
+        self._located, self.num_gradients, _ = guide.locate(locate_key, begun)
         self.improper = improper_sites(begun.density, self._located)
         self.accepted, self.pilot_divergences = _Candidate(self._located), 0
         self.trials: list[Trial] = []

@@ -91,16 +91,18 @@ class LatentTrainer:
         locate_key, flow_key, step_key, _ = split(key, 4)
         flow_name, affine_name = guide.names
         self.num_gradients = 0
+        self.improper: tuple[str, ...] = ()
         affine = init_params.get(affine_name)
         if affine is None:
-            affine, self.num_gradients = guide.locate(locate_key, begun)
+            affine, self.num_gradients, is_searched = guide.locate(locate_key, begun)
+            if is_searched:
+                self.improper = improper_sites(begun.density, affine)
         flow = init_params.get(flow_name)
         if flow is None:
             flow = guide.initial_flow(flow_key)
         self.num_particles = num_particles or default_num_particles(guide.latent_dim)
         self._guide, self._affine, self._begun = guide, affine, begun
         self.objective = guide.elbo(begun.density, affine, self.num_particles)
-        self.improper = improper_sites(begun.density, affine)
         self._state, self._key, self._num_chunks = State(flow, None), step_key, 0
 
     def params(self) -> dict[str, Any]:

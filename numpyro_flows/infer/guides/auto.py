@@ -54,10 +54,14 @@ class Begun(NamedTuple):
 
 
 class Located(NamedTuple):
-    """A preconditioner, and the gradients of the model that the search for it took."""
+    """A preconditioner, and how many gradients of the model the search for it took.
+
+    Without a search its scales are a guess, by which nothing can be judged.
+    """
 
     affine: FixedAffine
-    num_gradients: int
+    num_gradients: int = 0
+    is_searched: bool = False
 
 
 class AutoFlow(AutoContinuous):
@@ -207,7 +211,7 @@ class AutoFlow(AutoContinuous):
         """
         density, starts = begun.density, begun.starts
         if callable(self._init):
-            return Located(self._checked(self._init(density, key, starts)), 0)
+            return Located(self._checked(self._init(density, key, starts)))
         is_under_jit = is_traced((density, starts))
         if self._init != "location" and is_under_jit:
             warnings.warn(
@@ -218,7 +222,7 @@ class AutoFlow(AutoContinuous):
             )
         if self._init == "location" or is_under_jit:
             scale = np.full(self.latent_dim, self._init_scale, starts.dtype)
-            return Located(FixedAffine(starts[0], scale), 0)
+            return Located(FixedAffine(starts[0], scale))
         seed = np.asarray(jax.random.key_data(key)).tolist()
         distinct = np.unique(starts[: self.num_starts], axis=0)
         found = locate(search_rows(density, starts[0]), seed, distinct, self._init_scale)
@@ -228,7 +232,7 @@ class AutoFlow(AutoContinuous):
                 "Start elsewhere with `init_loc_fn`, with a smaller `init_scale`, or with "
                 "`init='location'`."
             )
-        return Located(found.affine.transform(), found.num_gradients)
+        return Located(found.affine.transform(), found.num_gradients, is_searched=True)
 
     def _checked(self, affine: Any) -> FixedAffine:
         """The map that a function given as ``init`` returned."""
