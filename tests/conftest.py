@@ -1,21 +1,16 @@
 """Shared fixtures and helpers."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-_LIMIT = pathlib.Path("/proc/sys/vm/max_map_count")
-_MAPS = pathlib.Path("/proc/self/maps")
 
+def pytest_runtest_teardown(item, nextitem):
+    """Forget a file's programs: each keeps its source and some memory maps.
 
-def pytest_runtest_teardown():
-    """Forget compiled programs before they exhaust what Linux lets a process map.
-
-    Each program holds some memory maps; at the limit (usually 65,530) the compiler is killed.
+    With all of them a worker grows to gigabytes, and compiles ever more slowly.
     """
-    if _LIMIT.exists() and _MAPS.read_bytes().count(b"\n") > int(_LIMIT.read_text()) // 2:
+    if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()
 
 

@@ -53,7 +53,8 @@ def small(key, dim, context_dim):
     return nf.realnvp(key, dim, context_dim=context_dim, depth=2, hidden=(16,), activation="tanh")
 
 
-@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 10])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [None, 10])
 def test_local_and_global_latents(batch_size):
     """Mean-field between m and z is exact in the means; subsampling does not change them."""
     guide = guide_list(flow=small)
@@ -106,6 +107,7 @@ def test_constrained_sites_and_trained_encoders():
     assert (draws["rate"] > 0).all()
 
 
+@pytest.mark.slow
 def test_weights_of_a_composed_guide_are_density_ratios():
     guide = guide_list(flow=small)
     trace = handlers.trace(handlers.seed(guide, 0)).get_trace(X)
@@ -181,6 +183,7 @@ def test_guides_refuse_what_they_cannot_follow():
     handlers.seed(nf.AutoFlow(bounds_from_data, init="location"), 0)(jnp.array(3.0))
 
 
+@pytest.mark.slow
 def test_supports_may_be_simplices_beside_reals():
     def model():
         numpyro.sample("p", dist.Dirichlet(jnp.ones(3)))

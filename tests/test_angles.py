@@ -43,7 +43,13 @@ def test_an_encoding_marks_parameters_for_maps_that_ask():
     assert Encoding().mark(BOTH, params) is params
 
 
-@pytest.mark.parametrize("cls", [nf.transforms.Coupling, nf.transforms.MaskedAutoregressive])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        pytest.param(nf.transforms.Coupling, marks=pytest.mark.slow),
+        nf.transforms.MaskedAutoregressive,
+    ],
+)
 def test_the_conditioner_alone_knows_of_angles(cls):
     made = layer(cls, 3, BOTH, encoding=Angles(FLAGS))
     fields = dict(vars(made))
@@ -77,6 +83,7 @@ def test_orders_permute_the_encoding():
     np.testing.assert_allclose(made(x + 2 * jnp.pi * FLAGS), made(x), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_angles_are_learned_across_the_cut():
     """A von Mises angle at the cut and a real coordinate that depends on it."""
     rng = np.random.default_rng(0)

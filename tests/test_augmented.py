@@ -1,6 +1,6 @@
 """Augmented flows: their bound judged by quadrature of the joint density, guides by a conjugate."""
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def marginal(flow, x):
     return np.log(np.trapezoid(np.exp(log_p), e, axis=1))
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", [pytest.param("cnf", marks=pytest.mark.slow), "layers"])
 def test_the_bound_and_the_integral(name, x64):
     """Below it in the mean, unbiased before the logarithm, nearer with more draws."""
     flow = MAKE[name](dim=1)
@@ -115,6 +115,7 @@ def test_the_noise_is_the_flows_own():
     assert abs(value_and_grad(flow.with_probe(jax.random.key(9)), x)[0] - total) > 1e-3
 
 
+@pytest.mark.slow
 def test_rows_in_a_plate():
     flow = by_layers(context_dim=1)
     x, context = points(2), points(1, seed=3)
@@ -148,6 +149,7 @@ def test_context():
         flow.sample(KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "support", [constraints.positive, (constraints.positive, constraints.interval(-1, 3))]
 )
@@ -176,6 +178,7 @@ def test_supports(support):
     assert jnp.isfinite(log_prob(flow.joint, both)).all()
 
 
+@pytest.mark.slow
 def test_parameters_and_fixed_numbers():
     flow = small()
     params, rest = nf.partition(flow)
@@ -237,7 +240,8 @@ def log_density_of_clusters(x):
     return np.logaddexp(*terms) - np.log(2 * np.sqrt(2 * np.pi) * 10)
 
 
-@pytest.mark.parametrize("name", ["layers", pytest.param("cnf", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["layers", "cnf"])
 def test_fit(name):
     config = {"hidden": (16, 16)} if name == "cnf" else {}
     flow = new(nf.augmented_cnf, 1, num_steps=6, num_samples=8, **config)
@@ -265,6 +269,7 @@ def test_fit(name):
     np.testing.assert_array_equal(kept.transform.scale.value, fitted.flow.transform.scale.value)
 
 
+@pytest.mark.slow
 def test_fit_with_context_and_support():
     """log x is normal around the context."""
     rng = np.random.default_rng(0)
@@ -318,6 +323,7 @@ class Inexact(AutoContinuous):
         return self._flow().base_dist
 
 
+@pytest.mark.slow
 def test_a_solve_that_fails():
     x = points(2)
     with pytest.raises(RuntimeError, match="needed more than `max_steps`"):
@@ -329,8 +335,8 @@ def test_a_solve_that_fails():
 def test_what_needs_a_density_refuses_it():
     y = jnp.zeros(2)
     for recipe, kind in (
-        (functools.partial(nf.augmented_cnf, hidden=(4,)), "lower bound of 16 draws"),
-        (functools.partial(nf.cnf, hidden=(4,), trace="hutchinson"), "estimate"),
+        (partial(nf.augmented_cnf, hidden=(4,)), "lower bound of 16 draws"),
+        (partial(nf.cnf, hidden=(4,), trace="hutchinson"), "estimate"),
     ):
         guide = nf.AutoFlow(normal_model, recipe)
         with pytest.raises(ValueError, match=f"expected an exact log density, got .* {kind}"):
@@ -348,12 +354,10 @@ def test_what_needs_a_density_refuses_it():
         nf.fit(KEY, small(), points(2, 20), objective=nf.FlowMatching())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [
-        functools.partial(nf.realnvp, depth=4, hidden=(16,)),
-        pytest.param(functools.partial(nf.cnf, hidden=(8,)), marks=pytest.mark.slow),
-    ],
+    [partial(nf.realnvp, depth=4, hidden=(16,)), partial(nf.cnf, hidden=(8,))],
     ids=["realnvp", "cnf"],
 )
 def test_a_guide_over_auxiliary_coordinates(recipe):
@@ -423,7 +427,7 @@ def test_sites_in_their_unconstrained_spaces():
 
 JOINT = new(nf.realnvp, 3, depth=1, hidden=(4,))
 ENCODER = new(nf.realnvp, 1, context_dim=2, depth=1, hidden=(4,))
-BUILD = functools.partial(nf.augmented_cnf, KEY, 2, hidden=(4,))
+BUILD = partial(nf.augmented_cnf, KEY, 2, hidden=(4,))
 
 
 @pytest.mark.parametrize(
@@ -437,7 +441,7 @@ BUILD = functools.partial(nf.augmented_cnf, KEY, 2, hidden=(4,))
         (lambda: BUILD(support=constraints.simplex), ValueError, "constraint of each coordinate"),
         (lambda: BUILD(support=constraints.circular), ValueError, "angles, which Continuous"),
         (
-            lambda: BUILD(encoder=functools.partial(nf.cnf, hidden=(4,), trace="hutchinson")),
+            lambda: BUILD(encoder=partial(nf.cnf, hidden=(4,), trace="hutchinson")),
             ValueError,
             "encoder: expected an exact log density",
         ),

@@ -118,7 +118,7 @@ def fit_awkward(name, path, stop=None):
         return fit(awkward_flow(name), normals(70), checkpoint=path, **CHECKPOINT)
 
 
-@pytest.mark.parametrize("name", ["base", "augmented"])
+@pytest.mark.parametrize("name", ["base", pytest.param("augmented", marks=pytest.mark.slow)])
 def test_another_process_continues(name, path):
     """The order of sets, and so of NumPyro's numbers, differs between processes."""
     script = f"import test_checkpoint; test_checkpoint.fit_awkward({name!r}, {str(path)!r}, 2)"

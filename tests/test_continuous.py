@@ -43,10 +43,10 @@ def network(dim, context_dim=0, **config):
     "config",
     [
         {},
-        {"per_row": True},
-        {"num_steps": 200, "rtol": 1.0},
-        {"adjoint": "backsolve"},
-        # The contract is checked with both of these.
+        pytest.param({"per_row": True}, marks=pytest.mark.slow),
+        pytest.param({"num_steps": 200, "rtol": 1.0}, marks=pytest.mark.slow),
+        # The contract is checked with two of these, gradients with the third.
+        pytest.param({"adjoint": "backsolve"}, marks=pytest.mark.slow),
         pytest.param({"solver": "Dopri8"}, marks=pytest.mark.slow),
         pytest.param({"adjoint": "direct", "max_steps": 64}, marks=pytest.mark.slow),
     ],
@@ -78,6 +78,7 @@ def test_a_field_that_depends_on_time_and_context(x64):
     np.testing.assert_allclose(back, x, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_trajectories_pass_through_matrix_exponentials(x64):
     t = linear(rtol=1e-9, atol=1e-9)
     x, times = points(2), jnp.array([0.0, 0.3, 1.0])
@@ -112,7 +113,14 @@ def test_rows_do_not_depend_on_their_batch():
     np.testing.assert_allclose(common, y, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("adjoint", ["checkpoint", "backsolve", "direct"])
+@pytest.mark.parametrize(
+    "adjoint",
+    [
+        "checkpoint",
+        pytest.param("backsolve", marks=pytest.mark.slow),
+        pytest.param("direct", marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_of_each_adjoint(adjoint, x64):
     """Of value, context and every parameter, against central differences."""
     tight = {"rtol": 1e-9, "atol": 1e-9, "max_steps": 256}
@@ -154,6 +162,7 @@ def estimates():
     return made, float(forward(t.with_trace("exact"), points(4, 1))[1][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased(estimates, noise):
     draws, exact = estimates[0][noise], estimates[1]
@@ -193,6 +202,7 @@ def test_an_estimate_says_so():
     assert not inexactness(nf.transforms.Chain([exact]))
 
 
+@pytest.mark.slow
 def test_evaluations_are_counted():
     """Against a field that counts its own calls."""
     calls = []
@@ -216,7 +226,7 @@ def test_statistics_of_each_row():
     assert stats["num_evaluations"].shape == (5,)
 
 
-@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("forward", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_penalties_of_training(forward, x64):
     """For a linear field their integrals are known: quadrature of matrix exponentials."""
     config = {"rtol": 1e-9, "atol": 1e-9, "kinetic_penalty": 0.3, "jacobian_penalty": 0.2}
@@ -237,6 +247,7 @@ def test_penalties_of_training(forward, x64):
     np.testing.assert_allclose(log_det - with_penalty, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_penalties_of_a_guide(x64):
     """The field a z has kinetic energy a z(0)^2 (e^(2a) - 1) / 2 and a squared Jacobian a^2."""
     a = 0.7
@@ -289,6 +300,7 @@ def test_a_step_of_training_has_a_probe_for_each_row_and_another_end():
     assert jnp.abs(inverse(again, same)[0] - values).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_solves_that_fail():
     x = points(2)
     with pytest.raises(RuntimeError, match="needed more than `max_steps`"):
@@ -306,6 +318,7 @@ def test_solves_that_fail():
         jax.block_until_ready(blows_up(jnp.array([50.0])))
 
 
+@pytest.mark.slow
 def test_training_survives_solves_that_fail():
     """Steps are skipped and counted, epochs have an infinite loss; nothing is raised."""
     x = points(2, 40)
@@ -314,7 +327,8 @@ def test_training_survives_solves_that_fail():
         nf.fit(KEY, stiff, x, max_epochs=1, progress_bar=False)
 
 
-@pytest.mark.parametrize("trace", [pytest.param("exact", marks=pytest.mark.slow), "hutchinson"])
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_fit_learns_a_density(trace, x64):
     """A correlated, skewed pair, whose entropy is known, by exact and by stochastic trace."""
     z = np.random.default_rng(0).normal(size=(2000, 2))
@@ -348,6 +362,7 @@ def guided():
     return y, guide, result
 
 
+@pytest.mark.slow
 def test_a_guide_finds_a_conjugate_posterior(guided):
     y, guide, result = guided
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(20_000,))["mu"]
@@ -356,6 +371,7 @@ def test_a_guide_finds_a_conjugate_posterior(guided):
     assert result.ess > 0.95
 
 
+@pytest.mark.slow
 def test_neutra_has_the_density_of_the_model(guided):
     y, guide, result = guided
     reparam = nf.NeuTraReparam(guide, result.params)
@@ -403,6 +419,7 @@ def test_files_keep_a_flow(tmp_path):
     np.testing.assert_array_equal(log_prob(nf.load(tmp_path / "flow"), x), log_prob(flow, x))
 
 
+@pytest.mark.slow
 def test_a_field_of_ones_own():
     module = eqx.nn.MLP(2, 2, 4, 1, activation=jnp.tanh, key=KEY)
     t = new(nf.cnf, 2, field=lambda t, z, context: jnp.tanh(z)).transform
@@ -423,6 +440,7 @@ def test_a_field_of_ones_own():
     assert all(jnp.abs(weight).max() > 0 for weight in weights)
 
 
+@pytest.mark.slow
 def test_ensembles_and_supports():
     from numpyro.distributions import constraints
 

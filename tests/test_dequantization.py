@@ -141,7 +141,11 @@ def test_samples_are_levels():
     assert np.ptp(cold) <= 1
 
 
-@pytest.mark.parametrize("noise", [False, True], ids=["uniform", "variational"])
+@pytest.mark.parametrize(
+    "noise",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["uniform", "variational"],
+)
 def test_fit(noise):
     x = small_data(200)
     model = nf.initialize(small_model(noise), x)
@@ -156,6 +160,7 @@ def test_fit(noise):
         assert moved.transform.network.net.weights[0]
 
 
+@pytest.mark.slow
 def test_fit_conditional():
     x, context = small_data(40), np.repeat(np.eye(2, dtype=np.float32), 20, 0)
     model = small_model(context_dim=2)

@@ -114,6 +114,7 @@ def test_derivatives(map, x64):
     assert (at_zero > 1e-3).all()
 
 
+@pytest.mark.slow
 @every_map
 def test_float32_stress(map):
     """200,000 points to +-1e4: finite, increasing, invertible, finite gradients."""

@@ -178,7 +178,7 @@ def rows(x, size=SOME):
         numpyro.sample("x", dist.Normal(z, 0.5), obs=batch)
 
 
-@pytest.mark.parametrize("size", [N, SOME])
+@pytest.mark.parametrize("size", [pytest.param(N, marks=pytest.mark.slow), SOME])
 def test_subsampled_rows_are_those_of_the_arguments(size):
     """All rows where the arguments have them; the same rows in each draw where they have some."""
     x = jnp.linspace(-1.0, 1.0, N)[:size]

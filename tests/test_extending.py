@@ -21,7 +21,6 @@ ADDED = ("Hyperbola", "PlaneRotations", "bent", "laplace")
 FOUND = (
     "test_every_map_has_a_case[Hyperbola]",
     "test_derivatives[hyperbola]",
-    "test_float32_stress[hyperbola]",
     "test_every_transform_has_a_case[PlaneRotations]",
     "test_contract[PlaneRotations--full-float64]",
     "test_every_recipe_has_a_case[bent]",

@@ -209,10 +209,10 @@ def test_programs(name):
     with compiled_programs() as programs:
         fit(flow, x, context, **settings)
     assert len(programs) <= most, programs
-    others = None if context is None else 3 * context + 1
+    others, key = None if context is None else 3 * context + 1, jax.random.key(1)
     with compiled_programs() as programs:
         settings |= {"learning_rate": 0.02, "max_epochs": 3, "patience": 5}
-        fit(flow, 2 * x + 1, others, key=jax.random.key(1), **settings)
+        fit(flow, 2 * x + 1, others, key=key, **settings)
     assert programs == []
 
 

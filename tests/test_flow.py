@@ -114,7 +114,7 @@ def _parts(plain):
 
 
 @pytest.mark.parametrize("cls", [nf.FlowDistribution, Counted, Shifted])
-@pytest.mark.parametrize("num_particles", [1, 4])
+@pytest.mark.parametrize("num_particles", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_flow_has_the_path_gradient(cls, num_particles):
     """Where the guide is the posterior it is zero for every draw; the plain gradient is not."""
     plain = flow(nf.realnvp, 2, **SMALL)

@@ -26,9 +26,8 @@ def pairs(n, seed=0):
     return x.astype(np.float32), 1 + np.log(2 * np.pi) + np.log(2 * 0.5)
 
 
-@pytest.mark.parametrize(
-    "coupling", ["independent", pytest.param("optimal_transport", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("coupling", ["independent", "optimal_transport"])
 def test_the_density_that_it_finds(coupling):
     x, entropy = pairs(5000)
     flow = new(nf.cnf, 2, hidden=(32, 32))
@@ -57,6 +56,7 @@ def test_a_conditional_density_on_a_support():
         np.testing.assert_allclose(draws.std(), 0.3, atol=0.06)
 
 
+@pytest.mark.slow
 def test_optimal_transport_pairs_as_scipy_does():
     """The loss of a field that stands still is the mean squared distance of the pairs."""
     x = jnp.asarray(pairs(64)[0]) - jnp.array([5.0, 0.0])

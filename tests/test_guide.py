@@ -64,6 +64,7 @@ def trained():
     return guide, train(model, guide, steps=200).params
 
 
+@pytest.mark.slow
 def test_starts_where_the_diagonal_normal_starts():
     """init_loc_fn and init_scale are honoured, unlike by AutoIAFNormal."""
 
@@ -193,8 +194,8 @@ def test_importance_weights_are_density_ratios(trained):
     [
         Trace_ELBO(),
         Trace_ELBO(num_particles=2, vectorize_particles=False),
-        TraceMeanField_ELBO(num_particles=2),
-        TraceGraph_ELBO(num_particles=2),
+        pytest.param(TraceMeanField_ELBO(num_particles=2), marks=pytest.mark.slow),
+        pytest.param(TraceGraph_ELBO(num_particles=2), marks=pytest.mark.slow),
         RenyiELBO(alpha=0.5, num_particles=2),
         nf.STL_ELBO(num_particles=2),
     ],
@@ -218,6 +219,7 @@ def test_enumeration_beside_a_flow():
     assert np.isfinite(train(mixture, guide, Y, steps=3, elbo=TraceEnum_ELBO()).losses).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base",
     [
@@ -271,7 +273,8 @@ def followed(y, follow):
     numpyro.sample("y", dist.Normal(x, s).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("init", [pytest.param("auto", marks=pytest.mark.slow), "location"])
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["auto", "location"])
 def test_set_up_and_trained_under_jit(init):
     y = jnp.array([0.3, 1.2])
     guide = nf.AutoFlow(followed, SMALL, init=init)
@@ -329,6 +332,7 @@ def test_supports_that_come_with_the_arguments_are_refused_under_jit():
         jax.jit(svi.init)(jax.random.key(0), 2.0)
 
 
+@pytest.mark.slow
 def test_init_to_median_and_float64(x64):
     guide = AutoFlow(model, SMALL, init_loc_fn=init_to_median)
     result = train(model, guide, steps=3)
@@ -383,7 +387,7 @@ def test_path_gradient_has_the_same_mean(x64):
     )
 
 
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("conditional", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_particles_together_are_particles_one_by_one(conditional):
     """``vmap`` makes one batch of them; a flow that depends on a latent has a context for each."""
     recipe = new(nf.realnvp, 2, depth=2, hidden=(4,), context_dim=int(conditional))

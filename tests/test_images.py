@@ -105,7 +105,9 @@ def test_channels_that_pass_steer_the_others():
     assert np.abs(jacobian[..., 1:, :, :, 1:]).sum() == pytest.approx(np.abs(own[..., 1:]).sum())
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 1), (8, 4, 3)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((4, 8, 1), marks=pytest.mark.slow), (8, 4, 3)], ids=str
+)
 def test_new_glow_rearranges(shape):
     flow = new(nf.glow, shape, levels=2, checkerboards=1, position=2, **TINY)
     z = images(2, np.prod(shape))

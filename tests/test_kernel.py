@@ -60,6 +60,7 @@ def assert_right(draws):
         assert np.abs(ratio).max() < 4.5, name
 
 
+@pytest.mark.slow
 def test_a_wrong_map_gives_the_right_posterior():
     k = shaken(nf.FlowNUTS(hierarchical, SMALL), Y)
     learned = LearnedMap(k._learned.model.log_density((Y,), {}), *k._learned.chosen)
@@ -101,6 +102,7 @@ def test_extra_fields_deterministic_sites_and_arviz(learned):
     assert "diverging" in data.sample_stats
 
 
+@pytest.mark.slow
 def test_chains_share_one_map_however_they_run(learned):
     k, _ = learned
     calls = []
@@ -126,6 +128,7 @@ def test_the_seed_decides_the_map():
     np.testing.assert_array_equal(values(3), values(3))
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_other_arguments_are_learned_anew(monkeypatch):
     seen = []
@@ -164,6 +167,7 @@ def test_starts_are_honoured(learned):
     np.testing.assert_allclose(state.z["narrow"], -0.5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_params_of_the_model_keep_their_values_and_priors_need_no_draws():
     def model(y):
         scale = numpyro.param("scale", 0.5, constraint=constraints.positive)
@@ -177,6 +181,7 @@ def test_params_of_the_model_keep_their_values_and_priors_need_no_draws():
     np.testing.assert_allclose(x.std(), 0.2**0.5, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_angles_are_not_cut():
     def model():
         numpyro.sample("angle", dist.VonMises(jnp.pi, 4.0))
@@ -190,6 +195,7 @@ def test_angles_are_not_cut():
     np.testing.assert_allclose(1 - jnp.cos(turned).mean(), expected, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_jumps_mix_between_modes():
     def model():
         parts = dist.Normal(jnp.array([-6.0, 6.0]), 1.0)
@@ -266,6 +272,7 @@ def test_affine_map_of_scores_is_exact_for_a_normal():
     np.testing.assert_allclose(flow.log_prob(held), exact.log_prob(held), atol=0.05)
 
 
+@pytest.mark.slow
 def test_scores_go_through_a_map_and_back(x64):
     flow = SMALL(KEY, 3)
     params, rest = nf.partition(flow)
@@ -290,6 +297,7 @@ def test_scores_go_through_a_map_and_back(x64):
     np.testing.assert_allclose(again.score, drawn.score, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [pytest.param("vi", marks=pytest.mark.slow), "fisher"])
 def test_a_curved_posterior_is_straightened(train, monkeypatch):
     monkeypatch.setattr(learning, "WINDOWS", 1)

@@ -143,6 +143,7 @@ def test_a_masked_prior_of_what_the_model_reads_is_flat():
     assert fitted.elbo == pytest.approx(0.0, abs=0.02)  # the integral of a normal density over m
 
 
+@pytest.mark.slow
 def test_numpyros_guides_stay_as_they_are():
     guide = AutoNormal(normal)
     fitted = nf.fit_guide(KEY, guide, Y, MASK, num_steps=100, progress_bar=False)

@@ -157,6 +157,7 @@ def test_random_flow_module_sites_and_prior():
         sites({"weights": dist.Normal(0, 1)})
 
 
+@pytest.mark.slow
 def test_bayesian_flow_under_nuts():
     learned = new(nf.realnvp, 1, depth=1, hidden=(2,))
     x = 1.0 + jax.random.normal(jax.random.key(1), (40, 1))
@@ -173,6 +174,7 @@ def test_bayesian_flow_under_nuts():
     assert abs(shift.mean() - x.mean()) < 0.6
 
 
+@pytest.mark.slow
 def test_flow_inside_scan():
     """A flow as the transition density of a state-space model."""
     f = flow(nf.realnvp, 2, context_dim=2)
@@ -206,6 +208,7 @@ def test_flow_inside_scan():
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_learnable_latent_flow_inside_scan():
     learned = new(nf.realnvp, 2, context_dim=2, **SMALL)
     ys = points(2, 5)

@@ -165,7 +165,7 @@ def test_the_host_has_the_map_of_the_transform(x64):
     np.testing.assert_allclose(expected_mean, affine(mean[None])[0])
 
 
-@pytest.mark.parametrize("dim", [4, 150])
+@pytest.mark.parametrize("dim", [4, pytest.param(150, marks=pytest.mark.slow)])
 def test_the_gaussian_fit_has_the_path_gradient(dim, x64, monkeypatch):
     """Against autodiff of the ELBO with the density of q held."""
     monkeypatch.setattr(preconditioner, "FULL", 10)
@@ -217,6 +217,7 @@ def scaled(x, y):
     numpyro.sample("y", dist.Normal(x @ beta, 0.5), obs=y)
 
 
+@pytest.mark.slow
 def test_the_guide_carries_it_in_its_parameters():
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(50, 2)) * np.array([1.0, 1e-3]), jnp.float32)

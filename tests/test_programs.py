@@ -113,6 +113,7 @@ def interval(hi, y):
     numpyro.sample("y", dist.Normal(x, 0.5), obs=y)
 
 
+@pytest.mark.slow
 def test_supports_are_those_of_the_current_arguments():
     """x is nearly N(y, 0.5) within (0, hi): a support of an earlier call would cut it."""
     guide = nf.AutoFlow(interval, SMALL)

@@ -86,7 +86,15 @@ def overflow():
     numpyro.sample("x", dist.InverseGamma(4.0, 3.0))
 
 
-@pytest.mark.parametrize("model", [bounded_by_data, heavy_tails, all_supports, overflow])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(bounded_by_data, marks=pytest.mark.slow),
+        heavy_tails,
+        pytest.param(all_supports, marks=pytest.mark.slow),
+        overflow,
+    ],
+)
 def test_proper_posteriors_are_not(model):
     fitted = nf.fit_guide(
         KEY, nf.AutoFlow(model, SMALL), num_steps=1, num_draws=500, progress_bar=False
@@ -104,6 +112,7 @@ def test_a_guess_of_the_scale_judges_nothing():
     assert len(fitted.losses) == 20
 
 
+@pytest.mark.slow
 def test_a_sampler_warns():
     kernel = nf.FlowNUTS(only_the_sum, SMALL, progress_bar=False)
     mcmc = MCMC(kernel, num_warmup=20, num_samples=20, progress_bar=False)

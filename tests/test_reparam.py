@@ -140,7 +140,7 @@ def test_numpyros_density_is_wrong_and_ours_is_right(model):
     "make",
     [
         partial(AutoFlow, flow=SMALL),
-        AutoDiagonalNormal,
+        pytest.param(AutoDiagonalNormal, marks=pytest.mark.slow),
         pytest.param(AutoMultivariateNormal, marks=pytest.mark.slow),
         pytest.param(AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
         pytest.param(AutoIAFNormal, marks=pytest.mark.slow),
@@ -161,6 +161,7 @@ def run(model, *args, num_samples=2000, **kwargs):
     return mcmc
 
 
+@pytest.mark.slow
 def test_plated_posterior_has_its_own_standard_deviation():
     """x = sinh(z) over N(0, 1)^4 in a plate: NumPyro's draws have sd 1.67 instead of 1."""
     guide, params = set_up(SinhGuide(plated))
@@ -248,6 +249,7 @@ def potential_program(reparam, guide, params, y, gradient):
     return jax.jit(function).lower(jnp.zeros(guide.latent_dim)).compile()
 
 
+@pytest.mark.slow
 def test_the_potential_is_one_pass():
     y = jnp.zeros(16)
     guide, params = set_up(AutoFlow(hierarchical, partial(nf.realnvp, depth=5)), y)
@@ -258,7 +260,7 @@ def test_the_potential_is_one_pass():
 @pytest.mark.parametrize(
     ("make", "ratio"),
     [
-        (AutoIAFNormal, 0.6),  # three layers by default
+        pytest.param(AutoIAFNormal, 0.6, marks=pytest.mark.slow),  # three layers by default
         # A coupling costs as much backward as forward, and XLA merges NumPyro's two forward
         # passes here: one of each against one forward and two backward is two thirds; the rest
         # is the two affine maps around the flow.

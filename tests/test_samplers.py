@@ -28,6 +28,7 @@ def example():
     return module
 
 
+@pytest.mark.slow
 def test_adjusted_mclmc_as_a_kernel(example):
     """A conjugate posterior: theta ~ N(2 y / 3, 1 / 3) for each of two rows, precisions 1 and 2."""
 

@@ -173,6 +173,7 @@ def test_float32_file_stays_float32_under_x64(tmp_path):
         assert_same(load(tmp_path / "flow"), flow)
 
 
+@pytest.mark.slow
 def test_other_process(tmp_path):
     # NumPyro orders the fields of a distribution anew in each process.
     x = jnp.ones(3)

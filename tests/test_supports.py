@@ -69,6 +69,7 @@ def fitted():
     return guide, fit
 
 
+@pytest.mark.slow
 def test_the_guide_covers_both_sides_of_the_cut(fitted):
     guide, fit = fitted
     assert fit.elbo > -0.02  # the model is normalised: log evidence 0
@@ -116,6 +117,7 @@ def test_neural_transport_has_the_same_density(fitted):
         np.testing.assert_allclose(trace["angle"]["value"], values["angle"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_local_angles_are_not_cut():
     true = jnp.linspace(-np.pi, np.pi, 41)[:-1]
 

@@ -234,6 +234,7 @@ def test_stock_transformed_distribution_accepts_it():
     np.testing.assert_allclose(log_prob(composed, x), log_prob(base, x), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_numpyros_own_modules_accept_it():
     x = points(2, 32)
     base = dist.Normal(jnp.zeros(2), jnp.ones(2)).to_event(1)

@@ -51,7 +51,7 @@ RECIPES = {
 # What has tests of its own, by name.
 ELSEWHERE = {
     "Shift": "no log-derivative: tests/test_elementwise.py::test_shapes_and_dtypes_are_kept",
-    "ByKind": "two maps in one: tests/test_zoo.py::test_densities_on_a_torus_and_a_cylinder",
+    "ByKind": "two maps in one: tests/test_angles.py::test_densities_on_a_torus_and_a_cylinder",
     "augmented_cnf": "a bound, not a density: tests/test_augmented.py",
     "conditional_gaussian": "needs a context: tests/test_augmented.py",
     "glow": "of images: tests/test_images.py",
