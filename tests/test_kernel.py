@@ -392,7 +392,7 @@ def test_simulation_based_calibration():
     truth = jax.vmap(simulate)(jax.random.split(KEY, num))
     k = nf.FlowNUTS(model, SMALL, train="vi", num_steps=500, progress_bar=False)
     k.init(KEY, 200, None, (truth["y"][0],), {})
-    first, k._learn = k._learned, lambda args, kwargs: k._learned
+    first, k._learn = k._learned, lambda *_: k._learned
     assert first.uses_flow
 
     # One map for all data sets: it fits only the first, and all ranks must be uniform.

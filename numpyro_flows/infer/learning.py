@@ -6,7 +6,6 @@ accepted only makes a sampler faster: any map leaves the posterior what it is.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -35,18 +34,26 @@ from .guide_flow import flow_of, guide_flow
 from .guides import AutoFlow
 from .latent_space import LatentSpace, LogDensity, SetUp
 from .maps import LearnedMap, draw
-from .pilots import base_starts, divide, run_pilots
+from .pilots import Pace, Pilots, base_starts, divide, pace_of, run_pilots
 from .propriety import improper_sites
 from .supports import Winding
 from .train import NeverFinite
 from .train import train as train_guide
-from .trainers import LatentTrainer
+from .trainers import LatentTrainer, default_num_particles
 
 TRAIN: Final = ("auto", "vi", "fisher")
 #: Importance ESS above which a map leaves nothing worth learning.
 GOOD_ENOUGH: Final = 0.95
 #: Importance ESS above which draws of pilot chains hold nothing that the guide's own do not.
 TRUSTED: Final = 0.9
+#: Importance ESS above which NUTS moves well in the coordinates of an affine map.
+EASY: Final = 0.3
+#: Gradients per effective draw of NUTS on a normal in its own coordinates.
+LEAST_GRADIENTS: Final = 8
+#: Split R-hat and share of divergent draws above which pilot chains do not follow the posterior;
+#: of a few hundred draws one is too many.
+PILOT_R_HAT: Final = 1.1
+PILOT_DIVERGENCES: Final = 0.001
 #: Draws by which an ELBO is judged.
 NUM_DRAWS: Final = 2000
 #: Windows of pilot chains for `train="fisher"`.
@@ -136,7 +143,30 @@ class Learned(NamedTuple):
     ess: float
     num_gradients: int
     pilot_divergences: int
+    decision: str = ""
     improper: tuple[str, ...] = ()
+
+
+def decide(pace: Pace, num_wanted: int, cost: int) -> tuple[bool, str]:
+    """Whether a flow is worth its training, and why.
+
+    It is where chains in the affine coordinates are wrong, and where it saves more gradients than
+    it takes.
+
+    :param pace: of pilot chains behind the affine map.
+    :param num_wanted: effective draws that are wanted.
+    :param cost: gradients of the training.
+    """
+    saving = num_wanted * max(pace.per_effective - LEAST_GRADIENTS, 0.0)
+    astray = pace.r_hat > PILOT_R_HAT or pace.divergences > PILOT_DIVERGENCES
+    pays = astray or saving > cost
+    reason = (
+        "they do not follow the posterior"
+        if astray
+        else f"a flow would save {saving:,.0f} gradients in {num_wanted:,} effective draws and "
+        f"takes {cost:,}"
+    )
+    return pays, f"{'a flow' if pays else 'no flow'}: pilot chains take {pace}; {reason}"
 
 
 class _Guide(AutoFlow):
@@ -166,6 +196,7 @@ class _Learner:
         self._located, self.num_gradients, _ = guide.locate(locate_key, begun)
         self.improper = improper_sites(begun.density, self._located)
         self.accepted, self.pilot_divergences = _Candidate(self._located), 0
+        self.decision = ""
         self.trials: list[Trial] = []
         self._judged: _Candidate | None = None
         self.judge()
@@ -199,6 +230,7 @@ class _Learner:
             self.ess,
             self.num_gradients,
             self.pilot_divergences,
+            self.decision,
             self.improper,
         )
 
@@ -218,7 +250,7 @@ class _Learner:
         if trial.accepted and candidate is not None:
             self.accepted = candidate
 
-    def by_elbo(self, num_steps: int, num_particles: int | None, progress_bar: bool) -> None:
+    def by_elbo(self, num_steps: int, num_particles: int, progress_bar: bool) -> None:
         """The flow as ``fit_guide`` trains it."""
         start = {self._guide.names[1]: self._located}
         train_key, judge_key = self._next_keys()
@@ -246,40 +278,53 @@ class _Learner:
 
     def _run_pilots(
         self, learned: LearnedMap, starts: Array, key: Array, num_draws: int
-    ) -> tuple[Scored, Scored]:
+    ) -> tuple[Pilots, Scored, Scored]:
         pilots = run_pilots(learned, starts, key, num_draws)
         self.num_gradients += int(pilots.num_gradients)
         self.pilot_divergences += int(pilots.num_divergences)
-        return divide(pilots.draws)
+        return pilots, *divide(pilots.draws)
+
+    def pace(self, num_pilots: int, num_draws: int) -> Pace:
+        """How NUTS moves in the accepted map's space; an affine map by its chains' scores."""
+        learned, (start_key, pilot_key) = self.map(), self._next_keys()
+        starts = base_starts(learned, start_key, num_pilots)
+        pilots, draws, held_out = self._run_pilots(learned, starts, pilot_key, num_draws)
+        if len(draws.x) and len(held_out.x):
+            self._affine_by_scores("pilot chains", draws, held_out)
+        return pace_of(pilots)
+
+    def _affine_by_scores(self, label: str, draws: Scored, held_out: Scored) -> float:
+        """An affine map from draws and scores; the smaller Fisher divergence of the two."""
+        before = _number(divergence_of(self.map().flow, held_out))
+        found = _Candidate(affine_of_scores(self.accepted.affine, draws))
+        after = _number(divergence_of(self.flow(found), held_out))
+        name = f"affine by scores, {label}"
+        self._consider(Trial(name, "Fisher divergence", before, after, False, True), found)
+        return min(before, after)
 
     def by_scores(self, label: str, num_pilots: int, num_draws: int) -> None:
         """Affine map and flow from draws and scores of chains in the accepted map's space."""
         learned, (start_key, pilot_key) = self.map(), self._next_keys()
         starts = base_starts(learned, start_key, num_pilots)
-        draws, held_out = self._run_pilots(learned, starts, pilot_key, num_draws)
+        _, draws, held_out = self._run_pilots(learned, starts, pilot_key, num_draws)
         if not len(draws.x) or not len(held_out.x):
             return
-        trial = functools.partial(Trial, measure="Fisher divergence", is_loss=True)
-        before = _number(divergence_of(learned.flow, held_out))
-        found = _Candidate(affine_of_scores(self.accepted.affine, draws))
-        after = _number(divergence_of(self.flow(found), held_out))
-        name = f"affine by scores, {label}"
-        self._consider(trial(name, before=before, after=after, is_flow=False), found)
+        before = self._affine_by_scores(label, draws, held_out)
         affine, params = self.accepted
         if params is None:
             params = self._guide.initial_flow(self._flow_key)
         params, losses = fit_fisher(
             params, self._guide.rest, affine, draws, held_out, self._next_keys()[0]
         )
-        before, after = min(before, after), _number(np.nanmin(losses))
-        name = f"flow by scores, {label}"
-        self._consider(trial(name, before=before, after=after), _Candidate(affine, params))
+        after, name = _number(np.nanmin(losses)), f"flow by scores, {label}"
+        trial = Trial(name, "Fisher divergence", before, after, is_loss=True)
+        self._consider(trial, _Candidate(affine, params))
 
     def by_draws(self, num_pilots: int, num_draws: int, progress_bar: bool) -> None:
         """A flow over all modes that chains from scattered starts find, by likelihood."""
         wide, (pilot_key, fit_key) = self.map(_Candidate(self._located)), self._next_keys()
         starts = wide.transform.inv(jnp.asarray(self._begun.starts[:num_pilots]))
-        draws, held_out = self._run_pilots(wide, starts, pilot_key, num_draws)
+        _, draws, held_out = self._run_pilots(wide, starts, pilot_key, num_draws)
         if not len(draws.x) or not len(held_out.x):
             return
         affine = affine_of_moments(self._located, draws.x)
@@ -317,8 +362,12 @@ def learn(
     num_pilot_draws: int,
     several_modes: bool,
     progress_bar: bool,
+    num_wanted: int,
 ) -> Learned:
-    """Learn a map for a model and its arguments; see :class:`~numpyro_flows.FlowNUTS`."""
+    """Learn a map for a model and its arguments; see :class:`~numpyro_flows.FlowNUTS`.
+
+    :param num_wanted: draws that are to be made through the map.
+    """
     if is_traced((args, kwargs)):
         raise ValueError(
             "FlowNUTS: the model's arguments are being traced, and a flow is learned from numbers. "
@@ -328,9 +377,19 @@ def learn(
     learner = _Learner(key, guide, args, kwargs)
     if learner.improper:
         return learner.result()  # nothing to learn: what is there has no shape
-    if train == "vi" or (train == "auto" and learner.ess < GOOD_ENOUGH):
-        learner.by_elbo(num_steps, num_particles, progress_bar)
-    windows = {"vi": 0, "auto": int(learner.ess < TRUSTED), "fisher": WINDOWS}[train]
+    particles = num_particles or default_num_particles(guide.latent_dim)
+    pays = True
+    if train == "auto" and learner.ess >= GOOD_ENOUGH:
+        pays, learner.decision = False, "the affine map leaves nothing to learn"
+    elif train == "auto" and learner.ess >= EASY and not several_modes:
+        pays, learner.decision = False, "NUTS moves well behind the affine map"
+    elif train == "auto" and not several_modes:
+        pace = learner.pace(num_pilots, num_pilot_draws)
+        pays, learner.decision = decide(pace, num_wanted, num_steps * particles)
+        learner.judge()
+    if train == "vi" or (train == "auto" and pays):
+        learner.by_elbo(num_steps, particles, progress_bar)
+    windows = {"vi": 0, "auto": int(pays and learner.ess < TRUSTED), "fisher": WINDOWS}[train]
     for window in range(windows):
         learner.by_scores(f"{window + 1} of {windows}", num_pilots, num_pilot_draws)
     if several_modes:
@@ -346,6 +405,7 @@ def learn_map(
     flow: Callable[..., FlowDistribution] = guide_flow,
     train: str = "auto",
     num_steps: int = 4000,
+    num_wanted: int = 4000,
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> LearnedMap:
@@ -362,6 +422,7 @@ def learn_map(
     :param flow: a recipe, as for ``nf.AutoFlow``.
     :param train: as for ``nf.FlowNUTS``.
     :param num_steps: largest number of training steps by ELBO.
+    :param num_wanted: draws that are to be made through the map, which training must pay for.
     :param progress_bar: whether training shows one.
     :raises ValueError: for an unknown ``train``; for a model with discrete latent sites or none.
 
@@ -388,6 +449,7 @@ def learn_map(
         num_pilot_draws=100,
         several_modes=False,
         progress_bar=progress_bar,
+        num_wanted=num_wanted,
     )
     density = learned.model.log_density(args, kwargs)
     return LearnedMap(density, *learned.chosen)

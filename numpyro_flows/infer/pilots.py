@@ -1,11 +1,13 @@
 """Short NUTS chains in the base space of a map, and where they start."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer.hmc import hmc
 
 from ..compilation import jit
@@ -14,10 +16,17 @@ from .maps import LearnedMap
 
 
 class Pilots(NamedTuple):
-    """Draws of pilot chains, ``(chains, draws, dim)``, and what they took."""
+    """Draws of pilot chains, ``(chains, draws, dim)``, and what they took.
+
+    :ivar draws: in the latent space.
+    :ivar num_gradients: of all, warm-up included.
+    :ivar num_steps: gradients of the draws alone.
+    :ivar num_divergences: among the draws.
+    """
 
     draws: Scored
     num_gradients: Array
+    num_steps: Array
     num_divergences: Array
 
 
@@ -39,12 +48,47 @@ def run_pilots(learned: LearnedMap, starts: Array, key: Array, num_draws: int) -
             state = sample(state)
             return state, (state.z, -state.z_grad, state.num_steps, state.diverging)
 
-        _, (u, score, steps, diverging) = jax.lax.scan(step, state, length=2 * num_draws)
-        return u[num_draws:], score[num_draws:], steps.sum(), diverging[num_draws:].sum()
+        _, run = jax.lax.scan(step, state, length=2 * num_draws)
+        return run[2].sum(), *(values[num_draws:] for values in run)
 
-    u, score, steps, diverging = jax.vmap(chain)(starts, jax.random.split(key, len(starts)))
+    spent, u, score, steps, diverging = jax.vmap(chain)(starts, jax.random.split(key, len(starts)))
     draws = through(learned.transform.inv, Scored(u, score))
-    return Pilots(draws, steps.sum(), diverging.sum())
+    return Pilots(draws, spent.sum(), steps.sum(), diverging.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """How NUTS moves in the coordinates of a map, by its pilot chains.
+
+    :ivar per_effective: gradients per effective draw of the slowest coordinate.
+    :ivar r_hat: split R-hat of the worst coordinate.
+    :ivar divergences: the share of draws whose trajectory diverged.
+    """
+
+    per_effective: float
+    r_hat: float
+    divergences: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.per_effective:.0f} gradients per effective draw, R-hat {self.r_hat:.2f}, "
+            f"{self.divergences:.1%} divergent"
+        )
+
+
+def pace_of(pilots: Pilots) -> Pace:
+    """The pace of pilot chains."""
+    x = np.asarray(pilots.draws.x, float)
+    with np.errstate(all="ignore"):  # of a coordinate that never moved: no draw is effective
+        effective = np.nan_to_num(effective_sample_size(x)).min()
+        r_hat = np.nan_to_num(split_gelman_rubin(x), nan=np.inf).max()
+    num = x.shape[0] * x.shape[1]
+    steps = float(pilots.num_steps)
+    return Pace(
+        steps / effective if effective > 0 else np.inf,
+        float(r_hat),
+        float(pilots.num_divergences) / num,
+    )
 
 
 def divide(draws: Scored) -> tuple[Scored, Scored]:

@@ -77,8 +77,12 @@ class FlowNUTS(MCMCKernel):
     - ``train="fisher"``: three windows of pilot chains, each followed by an affine map and a flow
       trained to the smallest Fisher divergence on the chains' draws and scores, accepted if it is
       smaller on the draws of held-out chains.
-    - ``train="auto"``: nothing more where the affine map is good enough (importance ESS of 95 %),
-      else ``"vi"``, and one window of ``"fisher"`` where that leaves an ESS below 90 %.
+    - ``train="auto"``: nothing more where NUTS moves well behind the affine map (importance ESS of
+      30 %). Else pilot chains say how many gradients an effective draw takes there, and an affine
+      map is fitted to their draws and scores. A flow is trained (``"vi"``, and one window of
+      ``"fisher"`` where that leaves an ESS below 90 %) if the chains diverge or disagree, or if it
+      saves more gradients than it takes, with as many draws wanted as ``num_warmup`` for each
+      vectorised chain. With jumps it is trained in any case. The report has the decision.
 
     **Jumps.** NUTS does not cross from mode to mode, whatever its coordinates. With
     ``jump_every=n`` each n-th iteration also proposes a draw of the flow and accepts it by the
@@ -227,7 +231,7 @@ class FlowNUTS(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_init_fn": None, "_sample_fn": None}
 
-    def _learn(self, args: tuple, kwargs: dict[str, Any]) -> Learned:
+    def _learn(self, args: tuple, kwargs: dict[str, Any], num_wanted: int) -> Learned:
         """The map for these arguments, learned if it was not."""
         arguments = jax.tree.flatten((args, kwargs))
         if self._learned is not None and _same(arguments, self._arguments):
@@ -242,6 +246,7 @@ class FlowNUTS(MCMCKernel):
                 self._init_strategy,
                 args,
                 kwargs,
+                num_wanted=num_wanted,
                 **self._learning,
             )
         if learned.improper:
@@ -298,8 +303,9 @@ class FlowNUTS(MCMCKernel):
                 f"its step size, got {num_warmup}. (The flow is learned before, and needs none.)"
             )
         self._num_warmup = num_warmup
-        learned = self._learn(model_args, kwargs)
         many = not is_prng_key(rng_key)
+        # What `MCMC` tells a kernel of the run: as many draws as iterations of warm-up are likely.
+        learned = self._learn(model_args, kwargs, num_warmup * (len(rng_key) if many else 1))
         built_for = (id(learned), num_warmup, many)
         if self._sample_fn is None or self._built_for != built_for:
             self._build(num_warmup, many)

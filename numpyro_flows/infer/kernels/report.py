@@ -28,6 +28,7 @@ class FlowNUTSReport:
         the search for the affine map, in training and on pilot chains.
     :ivar pilot_divergences: of the pilot chains.
     :ivar uses_flow: whether a flow was accepted; otherwise the map is affine.
+    :ivar decision: why a flow was trained or not; empty if ``train`` said so.
     :ivar improper: sites along which the density does not fall, so that draws have no meaning.
     :ivar run: how the run went; None without one.
     """
@@ -38,6 +39,7 @@ class FlowNUTSReport:
     training_gradients: int
     pilot_divergences: int
     uses_flow: bool
+    decision: str = ""
     improper: tuple[str, ...] = ()
     run: "RunReport | None" = None
 
@@ -48,11 +50,17 @@ class FlowNUTSReport:
             f"{self.training_gradients:,} gradients."
         ]
         lines += [f"  {trial}" for trial in self.trials]
+        if self.decision:
+            lines.append(f"  Decided: {self.decision}.")
         if self.improper:
             lines.append(f"  Improper along {', '.join(map(repr, self.improper))}: not reliable.")
         if self.pilot_divergences:
             lines.append(f"  {self.pilot_divergences} divergences of pilot chains.")
-        return "\n".join([*lines, *([] if self.run is None else [str(self.run)])])
+        if self.run is not None:
+            lines.append(str(self.run))
+            if not self.run.trusted and not self.uses_flow:
+                lines.append('The map is affine: `train="vi"` trains a flow.')
+        return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +146,7 @@ def report_of(learned: Learned) -> FlowNUTSReport:
         training_gradients=learned.num_gradients,
         pilot_divergences=learned.pilot_divergences,
         uses_flow=learned.uses_flow,
+        decision=learned.decision,
         improper=learned.improper,
     )
 

@@ -1,0 +1,238 @@
+"""Models as users write them: the default guide beside long chains of NUTS or the exact answer."""
+
+import concurrent.futures
+import multiprocessing
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.distributions.transforms import OrderedTransform
+from numpyro.infer import MCMC, NUTS
+
+import numpyro_flows as nf
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=80)
+GROUP = np.repeat(np.arange(8), 10)
+
+
+def random_slopes(y):
+    """Intercepts and slopes of eight groups, correlated."""
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0).expand([2]).to_event(1))
+    corr = numpyro.sample("corr", dist.LKJCholesky(2, 2.0))
+    with numpyro.plate("groups", 8):
+        beta = numpyro.sample(
+            "beta", dist.MultivariateNormal(jnp.zeros(2), scale_tril=scale[:, None] * corr)
+        )
+    mean = beta[GROUP, 0] + beta[GROUP, 1] * X
+    numpyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+
+def gaussian_process(y):
+    length = numpyro.sample("length", dist.LogNormal(0.0, 0.5))
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    noise = numpyro.sample("noise", dist.HalfNormal(0.5))
+    t = jnp.linspace(0.0, 4.0, len(y))
+    square = ((t[:, None] - t) / length) ** 2
+    covariance = scale**2 * jnp.exp(-0.5 * square) + (noise**2 + 1e-4) * jnp.eye(len(y))
+    numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(len(y)), covariance), obs=y)
+
+
+def ordinal(y):
+    slope = numpyro.sample("slope", dist.Normal(0.0, 2.0))
+    cuts = numpyro.sample(
+        "cuts",
+        dist.TransformedDistribution(
+            dist.Normal(jnp.array([-1.0, 0.0, 1.0]), 2.0).to_event(1), OrderedTransform()
+        ),
+    )
+    numpyro.sample("y", dist.OrderedLogistic(slope * X, cuts), obs=y)
+
+
+def truncated(y):
+    m = numpyro.sample("m", dist.Normal(0.0, 2.0))
+    s = numpyro.sample("s", dist.HalfNormal(2.0))
+    numpyro.sample("y", dist.TruncatedNormal(m, s, low=0.0), obs=y)
+
+
+def weibull(y):
+    shape = numpyro.sample("shape", dist.Gamma(2.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+    numpyro.sample("y", dist.Weibull(jnp.exp(level + slope * X), shape), obs=y)
+
+
+def zero_inflated(y):
+    gate = numpyro.sample("gate", dist.Beta(1.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+    numpyro.sample("y", dist.ZeroInflatedPoisson(gate, jnp.exp(level + slope * X)), obs=y)
+
+
+def negative_binomial(y):
+    concentration = numpyro.sample("concentration", dist.Gamma(2.0, 0.5))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    level = numpyro.sample("level", dist.Normal(0.0, 2.0))
+    mean = jnp.exp(level + slope * X)
+    numpyro.sample("y", dist.NegativeBinomial2(mean, concentration), obs=y)
+
+
+def epidemic(y):
+    """Susceptible, infected and recovered, by an implicit solver; the logarithm is observed."""
+    rate = numpyro.sample("rate", dist.LogNormal(0.5, 0.5))
+    recovery = numpyro.sample("recovery", dist.LogNormal(-0.5, 0.5))
+
+    def field(t, state, _):
+        s, i, _ = state
+        return jnp.array([-rate * s * i, rate * s * i - recovery * i, recovery * i])
+
+    solved = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Kvaerno3(),
+        0.0,
+        10.0,
+        0.1,
+        jnp.array([0.99, 0.01, 0.0]),
+        saveat=diffrax.SaveAt(ts=jnp.linspace(1.0, 10.0, len(y))),
+        stepsize_controller=diffrax.PIDController(rtol=1e-4, atol=1e-6),
+    )
+    numpyro.sample("y", dist.Normal(jnp.log(solved.ys[:, 1]), 0.1), obs=y)
+
+
+def simulated(model, num=None):
+    """Observations of the model at one draw of its prior."""
+    y = None if num is None else np.zeros(num, np.float32)
+    free = numpyro.handlers.uncondition(model)
+    trace = numpyro.handlers.trace(numpyro.handlers.seed(free, 3)).get_trace(y)
+    return np.asarray(trace["y"]["value"])
+
+
+MODELS = {
+    random_slopes: lambda: simulated(random_slopes),
+    gaussian_process: lambda: np.sin(np.linspace(0, 4, 30)) + 0.2 * RNG.normal(size=30),
+    ordinal: lambda: simulated(ordinal),
+    truncated: lambda: np.abs(RNG.normal(0.5, 1.0, size=60)),
+    weibull: lambda: simulated(weibull),
+    zero_inflated: lambda: np.where(RNG.random(80) < 0.3, 0, RNG.poisson(np.exp(1 + 0.5 * X))),
+    negative_binomial: lambda: RNG.negative_binomial(3, 3 / (3 + np.exp(1 + 0.5 * X))),
+    epidemic: lambda: simulated(epidemic, 12),
+}
+
+
+def flat(draws, names):
+    return np.concatenate(
+        [np.asarray(draws[name], float).reshape(len(draws[name]), -1) for name in names], axis=1
+    )
+
+
+def errors(draws, truth):
+    """Largest error of a mean, in standard deviations, and of a log standard deviation."""
+    spread = truth.std(0)
+    some = spread > 1e-6  # a Cholesky factor has fixed elements
+    mean = np.abs(draws.mean(0) - truth.mean(0))[some] / spread[some]
+    return mean.max(), np.abs(np.log(draws.std(0)[some] / spread[some])).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_a_model_beside_nuts(model):
+    """Within 0.1 in both, and 0.05 for the chains' own noise, or not called reliable."""
+    y = MODELS[model]()
+    mcmc = MCMC(
+        NUTS(model, target_accept_prob=0.95),
+        num_warmup=1000,
+        num_samples=2500,
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(KEY, y)
+    fitted = nf.fit_guide(KEY, nf.AutoFlow(model), y, progress_bar=False)
+    draws = fitted.sample(jax.random.key(1), (20_000,))
+    names = sorted(mcmc.get_samples())
+    found = errors(flat(draws, names), flat(mcmc.get_samples(), names))
+    print(model.__name__, *np.round(found, 3), str(fitted))
+    assert max(found) < 0.15 or not fitted.trusted
+    assert max(found) < 0.5
+
+
+@pytest.mark.slow
+def test_more_columns_than_rows():
+    """Ridge regression with 500 columns and 300 rows has a normal posterior."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 500)).astype(np.float32) / 500**0.5
+    y = (x @ rng.normal(size=500) + 0.5 * rng.normal(size=300)).astype(np.float32)
+
+    def model():
+        beta = numpyro.sample("beta", dist.Normal(jnp.zeros(500), 1.0).to_event(1))
+        numpyro.sample("y", dist.Normal(x @ beta, 0.5), obs=y)
+
+    precision = np.eye(500) + 4.0 * x.T.astype(float) @ x
+    covariance = np.linalg.inv(precision)
+    mean, sd = 4.0 * covariance @ (x.T @ y), np.sqrt(np.diag(covariance))
+    fitted = nf.fit_guide(KEY, nf.AutoFlow(model), progress_bar=False)
+    draws = np.asarray(fitted.sample(jax.random.key(1), (20_000,))["beta"], float)
+    found = np.abs(draws.mean(0) - mean) / sd, np.abs(np.log(draws.std(0) / sd))
+    print(found[0].max(), found[1].max(), fitted)
+    assert max(found[0].max(), found[1].max()) < 0.1 or not fitted.trusted
+
+
+@pytest.mark.slow
+def test_labels_that_switch():
+    """A mixture whose two means may change places: two equal modes, each a right answer."""
+    y = np.concatenate([RNG.normal(-2, 1, 40), RNG.normal(2, 1, 40)])
+
+    def model():
+        m = numpyro.sample("m", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
+        parts = dist.Normal(m, 1.0)
+        numpyro.sample("y", dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), parts), obs=y)
+
+    fitted = nf.fit_guide(KEY, nf.AutoFlow(model), progress_bar=False)
+    m = np.sort(fitted.sample(jax.random.key(1), (5000,))["m"], axis=-1)
+    np.testing.assert_allclose(m.mean(0), [-2.0, 2.0], atol=0.5)
+    np.testing.assert_allclose(m.std(0), 1 / 40**0.5, rtol=0.25)
+
+
+def conjugate(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def mean_of(y):
+    """The mean that a guide finds; of this module, so that another process finds it."""
+    fitted = nf.fit_guide(KEY, nf.AutoFlow(conjugate), y, progress_bar=False)
+    return float(fitted.sample(jax.random.key(1), (4000,))["mu"].mean())
+
+
+@pytest.mark.slow
+def test_precision_may_change_between_fits():
+    y = np.array([1.0, 2.0, 3.0])
+    before = mean_of(y)
+    with jax.enable_x64(True):
+        within = mean_of(y)
+    after = mean_of(y)
+    np.testing.assert_allclose([before, within, after], 1.5, atol=0.05)
+    assert before == after
+
+
+@pytest.mark.slow
+def test_processes_fit_side_by_side():
+    data = [np.array([1.0, 2.0, 3.0]), np.array([-1.0, -2.0, -3.0])]
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
+        np.testing.assert_allclose(list(pool.map(mean_of, data)), [1.5, -1.5], atol=0.05)
+
+
+@pytest.mark.slow
+def test_a_continuous_flow_of_a_narrow_normal():
+    """N(6, 0.7): its entropy, after standardisation or without."""
+    x = RNG.normal(6.0, 0.7, size=(2000, 1)).astype(np.float32)
+    entropy = 0.5 * np.log(2 * np.pi * np.e * 0.49)
+    fitted = nf.fit(KEY, nf.cnf(KEY, 1, hidden=(16,)), x, max_epochs=20, progress_bar=False)
+    fresh = RNG.normal(6.0, 0.7, size=(4000, 1)).astype(np.float32)
+    np.testing.assert_allclose(-fitted.flow.log_prob(fresh).mean(), entropy, atol=0.05)
