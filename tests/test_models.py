@@ -3,7 +3,6 @@
 import concurrent.futures
 import multiprocessing
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,19 +17,6 @@ import numpyro_flows as nf
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=80)
-GROUP = np.repeat(np.arange(8), 10)
-
-
-def random_slopes(y):
-    """Intercepts and slopes of eight groups, correlated."""
-    scale = numpyro.sample("scale", dist.HalfNormal(1.0).expand([2]).to_event(1))
-    corr = numpyro.sample("corr", dist.LKJCholesky(2, 2.0))
-    with numpyro.plate("groups", 8):
-        beta = numpyro.sample(
-            "beta", dist.MultivariateNormal(jnp.zeros(2), scale_tril=scale[:, None] * corr)
-        )
-    mean = beta[GROUP, 0] + beta[GROUP, 1] * X
-    numpyro.sample("y", dist.Normal(mean, 0.5), obs=y)
 
 
 def gaussian_process(y):
@@ -82,45 +68,20 @@ def negative_binomial(y):
     numpyro.sample("y", dist.NegativeBinomial2(mean, concentration), obs=y)
 
 
-def epidemic(y):
-    """Susceptible, infected and recovered, by an implicit solver; the logarithm is observed."""
-    rate = numpyro.sample("rate", dist.LogNormal(0.5, 0.5))
-    recovery = numpyro.sample("recovery", dist.LogNormal(-0.5, 0.5))
-
-    def field(t, state, _):
-        s, i, _ = state
-        return jnp.array([-rate * s * i, rate * s * i - recovery * i, recovery * i])
-
-    solved = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        diffrax.Kvaerno3(),
-        0.0,
-        10.0,
-        0.1,
-        jnp.array([0.99, 0.01, 0.0]),
-        saveat=diffrax.SaveAt(ts=jnp.linspace(1.0, 10.0, len(y))),
-        stepsize_controller=diffrax.PIDController(rtol=1e-4, atol=1e-6),
-    )
-    numpyro.sample("y", dist.Normal(jnp.log(solved.ys[:, 1]), 0.1), obs=y)
-
-
-def simulated(model, num=None):
+def simulated(model):
     """Observations of the model at one draw of its prior."""
-    y = None if num is None else np.zeros(num, np.float32)
     free = numpyro.handlers.uncondition(model)
-    trace = numpyro.handlers.trace(numpyro.handlers.seed(free, 3)).get_trace(y)
+    trace = numpyro.handlers.trace(numpyro.handlers.seed(free, 3)).get_trace(None)
     return np.asarray(trace["y"]["value"])
 
 
 MODELS = {
-    random_slopes: lambda: simulated(random_slopes),
     gaussian_process: lambda: np.sin(np.linspace(0, 4, 30)) + 0.2 * RNG.normal(size=30),
     ordinal: lambda: simulated(ordinal),
     truncated: lambda: np.abs(RNG.normal(0.5, 1.0, size=60)),
     weibull: lambda: simulated(weibull),
     zero_inflated: lambda: np.where(RNG.random(80) < 0.3, 0, RNG.poisson(np.exp(1 + 0.5 * X))),
     negative_binomial: lambda: RNG.negative_binomial(3, 3 / (3 + np.exp(1 + 0.5 * X))),
-    epidemic: lambda: simulated(epidemic, 12),
 }
 
 
@@ -145,8 +106,8 @@ def test_a_model_beside_nuts(model):
     y = MODELS[model]()
     mcmc = MCMC(
         NUTS(model, target_accept_prob=0.95),
-        num_warmup=1000,
-        num_samples=2500,
+        num_warmup=500,
+        num_samples=1500,
         num_chains=4,
         chain_method="vectorized",
         progress_bar=False,
@@ -159,27 +120,6 @@ def test_a_model_beside_nuts(model):
     print(model.__name__, *np.round(found, 3), str(fitted))
     assert max(found) < 0.15 or not fitted.trusted
     assert max(found) < 0.5
-
-
-@pytest.mark.slow
-def test_more_columns_than_rows():
-    """Ridge regression with 500 columns and 300 rows has a normal posterior."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 500)).astype(np.float32) / 500**0.5
-    y = (x @ rng.normal(size=500) + 0.5 * rng.normal(size=300)).astype(np.float32)
-
-    def model():
-        beta = numpyro.sample("beta", dist.Normal(jnp.zeros(500), 1.0).to_event(1))
-        numpyro.sample("y", dist.Normal(x @ beta, 0.5), obs=y)
-
-    precision = np.eye(500) + 4.0 * x.T.astype(float) @ x
-    covariance = np.linalg.inv(precision)
-    mean, sd = 4.0 * covariance @ (x.T @ y), np.sqrt(np.diag(covariance))
-    fitted = nf.fit_guide(KEY, nf.AutoFlow(model), progress_bar=False)
-    draws = np.asarray(fitted.sample(jax.random.key(1), (20_000,))["beta"], float)
-    found = np.abs(draws.mean(0) - mean) / sd, np.abs(np.log(draws.std(0) / sd))
-    print(found[0].max(), found[1].max(), fitted)
-    assert max(found[0].max(), found[1].max()) < 0.1 or not fitted.trusted
 
 
 @pytest.mark.slow
