@@ -1,16 +1,25 @@
 """Shared fixtures and helpers."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+_LIMIT = pathlib.Path("/proc/sys/vm/max_map_count")
+_MAPS = pathlib.Path("/proc/self/maps")
+
 
 def pytest_runtest_teardown(item, nextitem):
-    """Forget a file's programs: each keeps its source and some memory maps.
+    """Forget compiled programs at the end of a file, with which a worker grows to gigabytes.
 
-    With all of them a worker grows to gigabytes, and compiles ever more slowly.
+    And before they exhaust what Linux lets a process map: each program holds some memory maps; at
+    the limit (usually 65,530) the compiler is killed.
     """
-    if nextitem is None or nextitem.path != item.path:
+    at_end = nextitem is None or nextitem.path != item.path
+    if at_end or (
+        _LIMIT.exists() and _MAPS.read_bytes().count(b"\n") > int(_LIMIT.read_text()) // 2
+    ):
         jax.clear_caches()
 
 

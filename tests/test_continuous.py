@@ -300,7 +300,6 @@ def test_a_step_of_training_has_a_probe_for_each_row_and_another_end():
     assert jnp.abs(inverse(again, same)[0] - values).max() > 1e-4
 
 
-@pytest.mark.slow
 def test_solves_that_fail():
     x = points(2)
     with pytest.raises(RuntimeError, match="needed more than `max_steps`"):

@@ -9,14 +9,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from kernels import KEY, run
 from numpyro.distributions.transforms import OrderedTransform
-from numpyro.infer import MCMC, NUTS
+from numpyro.infer import NUTS
 
 import numpyro_flows as nf
 
-KEY = jax.random.key(0)
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=80)
+X = np.random.default_rng(0).normal(size=80)
 
 
 def gaussian_process(y):
@@ -46,26 +45,25 @@ def truncated(y):
     numpyro.sample("y", dist.TruncatedNormal(m, s, low=0.0), obs=y)
 
 
+def log_linear():
+    """A mean for each row, on a logarithmic scale linear in X."""
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    return jnp.exp(numpyro.sample("level", dist.Normal(0.0, 2.0)) + slope * X)
+
+
 def weibull(y):
     shape = numpyro.sample("shape", dist.Gamma(2.0, 1.0))
-    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
-    level = numpyro.sample("level", dist.Normal(0.0, 2.0))
-    numpyro.sample("y", dist.Weibull(jnp.exp(level + slope * X), shape), obs=y)
+    numpyro.sample("y", dist.Weibull(log_linear(), shape), obs=y)
 
 
 def zero_inflated(y):
     gate = numpyro.sample("gate", dist.Beta(1.0, 1.0))
-    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
-    level = numpyro.sample("level", dist.Normal(0.0, 2.0))
-    numpyro.sample("y", dist.ZeroInflatedPoisson(gate, jnp.exp(level + slope * X)), obs=y)
+    numpyro.sample("y", dist.ZeroInflatedPoisson(gate, log_linear()), obs=y)
 
 
 def negative_binomial(y):
     concentration = numpyro.sample("concentration", dist.Gamma(2.0, 0.5))
-    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
-    level = numpyro.sample("level", dist.Normal(0.0, 2.0))
-    mean = jnp.exp(level + slope * X)
-    numpyro.sample("y", dist.NegativeBinomial2(mean, concentration), obs=y)
+    numpyro.sample("y", dist.NegativeBinomial2(log_linear(), concentration), obs=y)
 
 
 def simulated(model):
@@ -76,12 +74,12 @@ def simulated(model):
 
 
 MODELS = {
-    gaussian_process: lambda: np.sin(np.linspace(0, 4, 30)) + 0.2 * RNG.normal(size=30),
-    ordinal: lambda: simulated(ordinal),
-    truncated: lambda: np.abs(RNG.normal(0.5, 1.0, size=60)),
-    weibull: lambda: simulated(weibull),
-    zero_inflated: lambda: np.where(RNG.random(80) < 0.3, 0, RNG.poisson(np.exp(1 + 0.5 * X))),
-    negative_binomial: lambda: RNG.negative_binomial(3, 3 / (3 + np.exp(1 + 0.5 * X))),
+    gaussian_process: lambda rng: np.sin(np.linspace(0, 4, 30)) + 0.2 * rng.normal(size=30),
+    ordinal: lambda rng: simulated(ordinal),
+    truncated: lambda rng: np.abs(rng.normal(0.5, 1.0, size=60)),
+    weibull: lambda rng: simulated(weibull),
+    zero_inflated: lambda rng: rng.poisson(np.exp(1 + 0.5 * X)) * (rng.random(80) > 0.3),
+    negative_binomial: lambda rng: rng.negative_binomial(3, 3 / (3 + np.exp(1 + 0.5 * X))),
 }
 
 
@@ -94,25 +92,16 @@ def flat(draws, names):
 def errors(draws, truth):
     """Largest error of a mean, in standard deviations, and of a log standard deviation."""
     spread = truth.std(0)
-    some = spread > 1e-6  # a Cholesky factor has fixed elements
-    mean = np.abs(draws.mean(0) - truth.mean(0))[some] / spread[some]
-    return mean.max(), np.abs(np.log(draws.std(0)[some] / spread[some])).max()
+    mean = np.abs(draws.mean(0) - truth.mean(0)) / spread
+    return mean.max(), np.abs(np.log(draws.std(0) / spread)).max()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 def test_a_model_beside_nuts(model):
     """Within 0.1 in both, and 0.05 for the chains' own noise, or not called reliable."""
-    y = MODELS[model]()
-    mcmc = MCMC(
-        NUTS(model, target_accept_prob=0.95),
-        num_warmup=500,
-        num_samples=1500,
-        num_chains=4,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(KEY, y)
+    y = MODELS[model](np.random.default_rng(1))
+    mcmc = run(NUTS(model, target_accept_prob=0.95), y, num_chains=4, num_samples=1500)
     fitted = nf.fit_guide(KEY, nf.AutoFlow(model), y, progress_bar=False)
     draws = fitted.sample(jax.random.key(1), (20_000,))
     names = sorted(mcmc.get_samples())
@@ -125,7 +114,7 @@ def test_a_model_beside_nuts(model):
 @pytest.mark.slow
 def test_labels_that_switch():
     """A mixture whose two means may change places: two equal modes, each a right answer."""
-    y = np.concatenate([RNG.normal(-2, 1, 40), RNG.normal(2, 1, 40)])
+    y = np.random.default_rng(0).normal(np.repeat([-2.0, 2.0], 40))
 
     def model():
         m = numpyro.sample("m", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
@@ -170,9 +159,8 @@ def test_processes_fit_side_by_side():
 
 @pytest.mark.slow
 def test_a_continuous_flow_of_a_narrow_normal():
-    """N(6, 0.7): its entropy, after standardisation or without."""
-    x = RNG.normal(6.0, 0.7, size=(2000, 1)).astype(np.float32)
+    """N(6, 0.7): its entropy."""
+    x, fresh = np.random.default_rng(0).normal(6.0, 0.7, size=(2, 4000, 1)).astype(np.float32)
     entropy = 0.5 * np.log(2 * np.pi * np.e * 0.49)
-    fitted = nf.fit(KEY, nf.cnf(KEY, 1, hidden=(16,)), x, max_epochs=20, progress_bar=False)
-    fresh = RNG.normal(6.0, 0.7, size=(4000, 1)).astype(np.float32)
+    fitted = nf.fit(KEY, nf.cnf(KEY, 1, hidden=(16,)), x[:2000], max_epochs=20, progress_bar=False)
     np.testing.assert_allclose(-fitted.flow.log_prob(fresh).mean(), entropy, atol=0.05)

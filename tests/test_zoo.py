@@ -69,7 +69,7 @@ def some(names, *usual):
     return [n if n in usual else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-ALIKE = {"residual, swapped", "nsf lu", "coupling, reversed", "iaf"}
+ALIKE = {"residual, swapped", "nsf lu", "coupling, reversed"}  # recipes of others, set otherwise
 
 
 @pytest.mark.parametrize("name", some(RECIPES, *(set(RECIPES) - ALIKE)))
