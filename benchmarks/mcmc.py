@@ -152,9 +152,7 @@ def ours(posterior: models.Posterior, seed: int, **settings) -> dict:
     }
 
 
-def nutpies(
-    posterior: models.Posterior, seed: int, flow: bool, chains: int, tune: int, **settings
-) -> dict:
+def nutpies(posterior: models.Posterior, seed: int, flow: bool) -> dict:
     """nutpie with its flow or with a low-rank metric, on the same unconstrained density."""
     import nutpie
 
@@ -189,12 +187,13 @@ def nutpies(
         compiled = compiled.with_transform_adapt(verbose=False)
     trace = nutpie.sample(
         compiled,
-        chains=chains,
-        tune=tune,
+        chains=2 if flow else CHAINS,
+        tune=1500 if flow else WARMUP,
         draws=DRAWS,
         seed=seed,
+        transform_adapt=flow,
+        low_rank_modified_mass_matrix=not flow,
         progress_bar=False,
-        **settings,
     )
     seconds = time.perf_counter() - start
     z = jnp.asarray(trace.posterior["z"].values)
@@ -248,10 +247,8 @@ SAMPLERS = {
     "fisher": partial(ours, train="fisher"),
     "nuts": nuts,
     "dense": partial(nuts, dense_mass=True),
-    "nutpie": partial(nutpies, flow=True, chains=2, tune=1500, transform_adapt=True),
-    "nutpie-lowrank": partial(
-        nutpies, flow=False, chains=CHAINS, tune=WARMUP, low_rank_modified_mass_matrix=True
-    ),
+    "nutpie": partial(nutpies, flow=True),
+    "nutpie-lowrank": partial(nutpies, flow=False),
     "blackjax-lowrank": blackjax_low_rank,
 }
 COLUMNS = {
@@ -270,13 +267,17 @@ COLUMNS = {
 }
 
 
+def rendered(lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def table(rows: list[dict]) -> str:
     head = ["target", "sampler", "seed", *COLUMNS]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [text.format(row[key]) for key, text in COLUMNS.values()]
         lines.append([row["target"], row["sampler"], str(row["seed"]), *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return rendered(lines)
 
 
 def beside_the_best(rows: list[dict]) -> str:
@@ -290,14 +291,14 @@ def beside_the_best(rows: list[dict]) -> str:
         for sampler in dict.fromkeys(row["sampler"] for row in rows):
             seeds = [r for r in rows if (r["target"], r["sampler"]) == (name, sampler)]
             figures = [r["per_second"] if r["rhat"] < 1.05 else 0.0 for r in seeds]
-            if figures:
+            if figures:  # of a run that was stopped, some samplers have none
                 best[sampler] = float(np.median(figures))
         ours = best.pop("ours", 0.0)
         if best:
             peer = max(best, key=lambda sampler: best[sampler])
             ratio = f"{ours / best[peer]:.2f}" if best[peer] else "inf"
             lines.append([name, f"{ours:.1f}", peer, f"{best[peer]:.1f}", ratio])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return rendered(lines)
 
 
 def main():

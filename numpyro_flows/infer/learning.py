@@ -284,29 +284,32 @@ class _Learner:
         self.pilot_divergences += int(pilots.num_divergences)
         return pilots, *divide(pilots.draws)
 
-    def pace(self, num_pilots: int, num_draws: int) -> Pace:
-        """How NUTS moves in the accepted map's space; an affine map by its chains' scores."""
+    def _run_own_pilots(self, num_pilots: int, num_draws: int) -> tuple[Pilots, Scored, Scored]:
+        """Chains in the accepted map's space, from draws of it."""
         learned, (start_key, pilot_key) = self.map(), self._next_keys()
         starts = base_starts(learned, start_key, num_pilots)
-        pilots, draws, held_out = self._run_pilots(learned, starts, pilot_key, num_draws)
+        return self._run_pilots(learned, starts, pilot_key, num_draws)
+
+    def pace(self, num_pilots: int, num_draws: int) -> Pace:
+        """How NUTS moves in the accepted map's space; an affine map by its chains' scores."""
+        pilots, draws, held_out = self._run_own_pilots(num_pilots, num_draws)
         if len(draws.x) and len(held_out.x):
             self._affine_by_scores("pilot chains", draws, held_out)
         return pace_of(pilots)
 
     def _affine_by_scores(self, label: str, draws: Scored, held_out: Scored) -> float:
         """An affine map from draws and scores; the smaller Fisher divergence of the two."""
-        before = _number(divergence_of(self.map().flow, held_out))
+        before = _number(divergence_of(self.flow(self.accepted), held_out))
         found = _Candidate(affine_of_scores(self.accepted.affine, draws))
         after = _number(divergence_of(self.flow(found), held_out))
         name = f"affine by scores, {label}"
-        self._consider(Trial(name, "Fisher divergence", before, after, False, True), found)
+        trial = Trial(name, "Fisher divergence", before, after, is_flow=False, is_loss=True)
+        self._consider(trial, found)
         return min(before, after)
 
     def by_scores(self, label: str, num_pilots: int, num_draws: int) -> None:
         """Affine map and flow from draws and scores of chains in the accepted map's space."""
-        learned, (start_key, pilot_key) = self.map(), self._next_keys()
-        starts = base_starts(learned, start_key, num_pilots)
-        _, draws, held_out = self._run_pilots(learned, starts, pilot_key, num_draws)
+        _, draws, held_out = self._run_own_pilots(num_pilots, num_draws)
         if not len(draws.x) or not len(held_out.x):
             return
         before = self._affine_by_scores(label, draws, held_out)

@@ -48,8 +48,9 @@ def run_pilots(learned: LearnedMap, starts: Array, key: Array, num_draws: int) -
             state = sample(state)
             return state, (state.z, -state.z_grad, state.num_steps, state.diverging)
 
-        _, run = jax.lax.scan(step, state, length=2 * num_draws)
-        return run[2].sum(), *(values[num_draws:] for values in run)
+        _, (u, score, steps, diverging) = jax.lax.scan(step, state, length=2 * num_draws)
+        kept = (values[num_draws:] for values in (u, score, steps, diverging))
+        return steps.sum(), *kept
 
     spent, u, score, steps, diverging = jax.vmap(chain)(starts, jax.random.split(key, len(starts)))
     draws = through(learned.transform.inv, Scored(u, score))
