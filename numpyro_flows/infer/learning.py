@@ -50,10 +50,10 @@ TRUSTED: Final = 0.9
 EASY: Final = 0.3
 #: Gradients per effective draw of NUTS on a normal in its own coordinates.
 LEAST_GRADIENTS: Final = 8
-#: Split R-hat and share of divergent draws above which pilot chains do not follow the posterior;
-#: of a few hundred draws one is too many.
+#: Split R-hat above which short pilot chains do not follow the posterior.
 PILOT_R_HAT: Final = 1.1
-PILOT_DIVERGENCES: Final = 0.001
+#: Share of draws whose trajectories may diverge before the draws are in doubt.
+DIVERGENT: Final = 0.001
 #: Draws by which an ELBO is judged.
 NUM_DRAWS: Final = 2000
 #: Windows of pilot chains for `train="fisher"`.
@@ -158,7 +158,7 @@ def decide(pace: Pace, num_wanted: int, cost: int) -> tuple[bool, str]:
     :param cost: gradients of the training.
     """
     saving = num_wanted * max(pace.per_effective - LEAST_GRADIENTS, 0.0)
-    astray = pace.r_hat > PILOT_R_HAT or pace.divergences > PILOT_DIVERGENCES
+    astray = pace.r_hat > PILOT_R_HAT or pace.divergences > DIVERGENT
     pays = astray or saving > cost
     reason = (
         "they do not follow the posterior"
@@ -381,18 +381,22 @@ def learn(
     if learner.improper:
         return learner.result()  # nothing to learn: what is there has no shape
     particles = num_particles or default_num_particles(guide.latent_dim)
-    pays = True
-    if train == "auto" and learner.ess >= GOOD_ENOUGH:
-        pays, learner.decision = False, "the affine map leaves nothing to learn"
-    elif train == "auto" and learner.ess >= EASY and not several_modes:
-        pays, learner.decision = False, "NUTS moves well behind the affine map"
-    elif train == "auto" and not several_modes:
-        pace = learner.pace(num_pilots, num_pilot_draws)
-        pays, learner.decision = decide(pace, num_wanted, num_steps * particles)
-        learner.judge()
-    if train == "vi" or (train == "auto" and pays):
+    by_elbo = train == "vi"
+    if train == "auto":
+        if learner.ess >= GOOD_ENOUGH:
+            learner.decision = "the affine map leaves nothing to learn"
+        elif several_modes:  # jumps propose draws of the flow
+            by_elbo = True
+        elif learner.ess >= EASY:
+            learner.decision = "NUTS moves well behind the affine map"
+        else:
+            pace = learner.pace(num_pilots, num_pilot_draws)
+            by_elbo, learner.decision = decide(pace, num_wanted, num_steps * particles)
+            learner.judge()
+    if by_elbo:
         learner.by_elbo(num_steps, particles, progress_bar)
-    windows = {"vi": 0, "auto": int(pays and learner.ess < TRUSTED), "fisher": WINDOWS}[train]
+    retrain = by_elbo and learner.ess < TRUSTED
+    windows = {"vi": 0, "auto": int(retrain), "fisher": WINDOWS}[train]
     for window in range(windows):
         learner.by_scores(f"{window + 1} of {windows}", num_pilots, num_pilot_draws)
     if several_modes:

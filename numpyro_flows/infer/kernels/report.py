@@ -6,15 +6,13 @@ from typing import Any, Final
 import numpy as np
 from numpyro.infer import MCMC
 
-from ..learning import Learned, Trial
+from ..learning import DIVERGENT, Learned, Trial
 
 #: Limits of Vehtari et al. (2021), arXiv:1903.08008, and Betancourt (2016), arXiv:1604.00695. Of
 #: R-hat they ask 1.01; the largest of many coordinates is above that in good short runs, too.
 R_HAT: Final = 1.02
 ESS_PER_CHAIN: Final = 100
 BFMI: Final = 0.3
-#: Share of draws whose trajectories may diverge before the draws are in doubt.
-DIVERGENT: Final = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +26,7 @@ class FlowNUTSReport:
         the search for the affine map, in training and on pilot chains.
     :ivar pilot_divergences: of the pilot chains.
     :ivar uses_flow: whether a flow was accepted; otherwise the map is affine.
-    :ivar decision: why a flow was trained or not; empty if ``train`` said so.
+    :ivar decision: why a flow was trained or not; empty if ``train`` said so, or jumps.
     :ivar improper: sites along which the density does not fall, so that draws have no meaning.
     :ivar run: how the run went; None without one.
     """
