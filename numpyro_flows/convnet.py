@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from .checks import check_event_shape, check_key, check_size
-from .nn import ACTIVATIONS
+from .nn import ACTIVATIONS, drawn
 
 _SIZE = 3  # pixels on a side of a filter
 _OFFSETS = [(i, j) for i in range(_SIZE) for j in range(_SIZE)]
@@ -52,17 +52,6 @@ def _waves(width: int, height: int, num: int) -> np.ndarray:
         for size in (width, height)
     ]
     return np.einsum("aw,bh->abwh", *along).reshape(num * num, width * height)
-
-
-def _count(shapes: Sequence[tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes)
-
-
-def _split(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
-    ends = np.cumsum([math.prod(shape) for shape in shapes])
-    return [
-        part.reshape(shape) for part, shape in zip(jnp.split(flat, ends[:-1]), shapes, strict=True)
-    ]
 
 
 class ConvNet(eqx.Module):
@@ -134,9 +123,8 @@ class ConvNet(eqx.Module):
         bounds = [max(fan_in, 1) ** -0.5 for fan_in in fan_ins[:-1]] + [0.0]
         shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
         widths = [(width,) for width in (*hidden, out_size)]
-        # One draw for all layers, which is one small program to compile and not one for each.
-        weights = _split(jax.random.normal(weight_key, (_count(shapes),)), shapes)
-        biases = _split(jax.random.uniform(bias_key, (_count(widths),), minval=-1.0), widths)
+        weights = drawn(jax.random.normal, weight_key, shapes)
+        biases = drawn(functools.partial(jax.random.uniform, minval=-1.0), bias_key, widths)
         self.weights = tuple(a * weight for a, weight in zip(scales, weights, strict=True))
         self.biases = tuple(a * bias for a, bias in zip(bounds, biases, strict=True))
         self.context_weight = (

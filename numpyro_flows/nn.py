@@ -33,6 +33,19 @@ ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
 }
 
 
+def drawn(
+    sample: Callable[[Array, tuple[int, ...]], Array], key: Array, shapes: Sequence[tuple[int, ...]]
+) -> list[Array]:
+    """Random arrays of the given shapes, by one call of ``sample(key, shape)``.
+
+    A generator takes longer to compile than what is done with its numbers; a network with one for
+    each of its arrays takes seconds.
+    """
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    parts = jnp.split(sample(key, (ends[-1],)), ends[:-1]) if shapes else []
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 class MLP(eqx.Module):
     r"""Multilayer perceptron :math:`h_{i+1} = \phi(W_i h_i + b_i)`, linear in its last layer.
 
@@ -97,26 +110,27 @@ class MLP(eqx.Module):
         self.residual = residual
         widths = (hidden[0],) * (1 + 2 * len(hidden)) if residual else tuple(hidden)
         sizes = (in_size, *widths, out_size)
-        keys = jax.random.split(key, 2 * len(sizes))
+        weight_key, bias_key = jax.random.split(key)
         # x and the context are two blocks of one input, so they share its fan-in.
         fan_ins = (in_size + context_size, *widths)
-        scales = [(2.0 / max(fan_in, 1)) ** 0.5 for fan_in in fan_ins]
-        scales[-1] = 0.0
-        self.weights = tuple(
-            scale * jax.random.normal(k, (fan_out, fan_in))
-            for k, scale, fan_in, fan_out in zip(keys, scales, sizes, sizes[1:], strict=False)
+        scales = [(2.0 / max(fan_in, 1)) ** 0.5 for fan_in in fan_ins[:-1]] + [0.0]
+        bounds = [max(fan_in, 1) ** -0.5 for fan_in in fan_ins[:-1]]
+        shapes = list(zip(sizes[1:], sizes, strict=False))
+        *weights, context_weight = drawn(
+            jax.random.normal, weight_key, [*shapes[:-1], (sizes[1], context_size)]
         )
-        bounds = [max(fan_in, 1) ** -0.5 for fan_in in fan_ins]
-        bounds[-1] = 0.0
-        self.biases = tuple(
-            bound * jax.random.uniform(k, (size,), minval=-1.0)
-            for k, bound, size in zip(keys[len(sizes) :], bounds, sizes[1:], strict=False)
+        biases = drawn(
+            partial(jax.random.uniform, minval=-1.0), bias_key, [(width,) for width in widths]
         )
-        self.context_weight = (
-            scales[0] * jax.random.normal(keys[len(sizes) - 1], (sizes[1], context_size))
-            if context_size
-            else None
+        self.weights = (
+            *(scale * weight for scale, weight in zip(scales, weights, strict=False)),
+            jnp.zeros(shapes[-1]),
         )
+        self.biases = (
+            *(bound * bias for bound, bias in zip(bounds, biases, strict=True)),
+            jnp.zeros(out_size),
+        )
+        self.context_weight = scales[0] * context_weight if context_size else None
         self.activation = activation
 
     def skips(self, layer: int) -> bool:
@@ -246,10 +260,9 @@ class ConcatSquash(eqx.Module):
         net_key, key = jax.random.split(key)
         self.net = MLP(net_key, dim, dim, hidden=hidden, activation=activation)
         sizes = [*hidden, dim]
-        keys = jax.random.split(key, 2 * len(sizes))
         scale = (1 + context_size) ** -0.5
         shapes = [(size, 1 + context_size) for size in sizes]
-        draws = [scale * jax.random.normal(k, s) for k, s in zip(keys, shapes * 2, strict=True)]
+        draws = [scale * draw for draw in drawn(jax.random.normal, key, shapes * 2)]
         self.gates, shifts = tuple(draws[: len(sizes)]), draws[len(sizes) :]
         self.gate_biases = tuple(jnp.zeros(size) for size in sizes)
         self.shifts = (*shifts[:-1], jnp.zeros(shapes[-1]))

@@ -70,7 +70,12 @@ def conv_coupling(shape, map, **config):
 
 
 def points(dim, n=6, seed=2):
-    return jax.random.normal(jax.random.key(seed), (n, dim))
+    return normal(n, dim, seed=seed)
+
+
+def normal(*shape, seed=2):
+    """By NumPy, too."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 def assert_same(loaded, flow):
@@ -106,7 +111,7 @@ def continuous(dim, context_dim=0, **config):
 
 
 def image(*shape, n=4, seed=2):
-    return jax.random.normal(jax.random.key(seed), (n, *shape))
+    return normal(n, *shape, seed=seed)
 
 
 def small_glow(shape=(4, 4, 1), **config):

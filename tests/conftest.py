@@ -1,26 +1,31 @@
 """Shared fixtures and helpers."""
 
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-_LIMIT = pathlib.Path("/proc/sys/vm/max_map_count")
-_MAPS = pathlib.Path("/proc/self/maps")
+_compiled = 0
+
+
+def _count(event, _, **rest):
+    global _compiled
+    _compiled += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Forget compiled programs at the end of a file, with which a worker grows to gigabytes.
+    """Forget compiled programs, mostly at the end of a file: each keeps a megabyte or two.
 
-    And before they exhaust what Linux lets a process map: each program holds some memory maps; at
-    the limit (usually 65,530) the compiler is killed.
+    And some fifteen memory maps, of which Linux lets a process have 65,530; at that limit the
+    compiler is killed.
     """
+    global _compiled
     at_end = nextitem is None or nextitem.path != item.path
-    if at_end or (
-        _LIMIT.exists() and _MAPS.read_bytes().count(b"\n") > int(_LIMIT.read_text()) // 2
-    ):
+    if _compiled > (300 if at_end else 1500):
         jax.clear_caches()
+        _compiled = 0
 
 
 #: Files that take longest, which workers begin with, so that no long one is left at the end.

@@ -28,7 +28,8 @@ def concrete_transforms():
     return [
         cls
         for cls in below(nf.FlowTransform)
-        if cls.__module__.startswith("numpyro_flows.") and not inspect.isabstract(cls)
+        if cls.__module__.startswith("numpyro_flows.")
+        and not (inspect.isabstract(cls) or cls.__name__.startswith("_"))
     ]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from cases import conv_coupling, shake
+from cases import conv_coupling, normal, shake
 from compiled import forward, inverse, log_prob, new, sample
 from numpyro.distributions import constraints
 from scipy import stats
@@ -18,10 +18,6 @@ KEY = jax.random.key(0)
 TINY = {"depth": 2, "hidden": (4, 4)}
 
 
-def images(*shape, seed=2):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
 def as_columns(x):
     return x.T
 
@@ -29,7 +25,7 @@ def as_columns(x):
 @pytest.mark.parametrize("hidden", [(), (5,), (5, 6)], ids=str)
 def test_convnet_is_a_convolution(hidden):
     net = shake(ConvNet(KEY, 3, 2, hidden=hidden, context_size=2, position=2), KEY, 1.0)
-    x, context = images(4, 5, 6, 3), images(4, 2)
+    x, context = normal(4, 5, 6, 3), normal(4, 2)
 
     def convolve(x, weight, last):
         # Rows of a weight's gathered side run over (column, row, channel) of the filter.
@@ -56,8 +52,8 @@ def test_convnet_is_a_convolution(hidden):
 
 
 def test_new_networks():
-    assert not ConvNet(KEY, 2, 3, hidden=(4,))(images(2, 4, 4, 5)).any()
-    features = ConvEmbedding(KEY, (4, 6, 1), 3, hidden=(4,))(images(2, 5, 4, 6, 1))
+    assert not ConvNet(KEY, 2, 3, hidden=(4,))(normal(2, 4, 4, 5)).any()
+    features = ConvEmbedding(KEY, (4, 6, 1), 3, hidden=(4,))(normal(2, 5, 4, 6, 1))
     assert features.shape == (2, 5, 18)
     assert features.std() > 0.1
     with pytest.raises(ValueError, match="Unknown activation 'sine'"):
@@ -67,7 +63,7 @@ def test_new_networks():
 
 
 def test_squeeze_takes_squares_apart():
-    x = np.asarray(images(2, 4, 6, 3))
+    x = np.asarray(normal(2, 4, 6, 3))
     y = nf.transforms.Squeeze((4, 6, 3))(x)
     for i in range(2):
         for j in range(2):
@@ -76,7 +72,7 @@ def test_squeeze_takes_squares_apart():
 
 
 def test_log_determinants_of_the_paper():
-    x = images(3, 4, 6, 3)
+    x = normal(3, 4, 6, 3)
     norm = shake(nf.transforms.ActNorm((4, 6, 3)), KEY, 1.0)
     assert np.allclose(forward(norm, x)[1], 24 * norm.log_scale.sum())
     matrix = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
@@ -90,14 +86,14 @@ def test_log_determinants_of_the_paper():
 @pytest.mark.parametrize("parity", [0, 1])
 def test_checkerboard(parity):
     layer = conv_coupling((3, 4, 2), Affine(), mask="checkerboard", parity=parity)
-    x = images(5, 3, 4, 2)
+    x = normal(5, 3, 4, 2)
     moved = np.asarray(forward(layer, x)[0] != x).any((0, 3))
     assert np.array_equal(moved, (np.indices((3, 4)).sum(0) + parity) % 2 == 1)
 
 
 def test_channels_that_pass_steer_the_others():
     layer = conv_coupling((3, 3, 3), Affine())
-    x = images(1, 3, 3, 3)
+    x = normal(1, 3, 3, 3)
     assert np.array_equal(forward(layer, x)[0][..., :1], x[..., :1])
     jacobian = np.asarray(jax.jit(jax.jacobian(lambda x: layer(x[None])[0]))(x[0]))
     own = np.einsum("hwchwc->hwc", jacobian)
@@ -110,7 +106,7 @@ def test_channels_that_pass_steer_the_others():
 )
 def test_new_glow_rearranges(shape):
     flow = new(nf.glow, shape, levels=2, checkerboards=1, position=2, **TINY)
-    z = images(2, np.prod(shape))
+    z = normal(2, np.prod(shape))
     y, log_det = forward(flow.transform, z)
     assert np.allclose(np.sort(y.reshape(2, -1)), np.sort(z), atol=1e-6)
     assert np.abs(log_det).max() < 1e-6
@@ -121,7 +117,7 @@ def test_new_glow_rearranges(shape):
 def test_latent_vector_is_coarsest_first():
     """Fine numbers change no more than the reach of the fine level's filters."""
     flow = shake(new(nf.glow, (16, 16, 1), levels=2, depth=1, hidden=(4,)), KEY, 0.1)
-    z = images(256)
+    z = normal(256)
     y = jax.jit(flow.transform)(jnp.stack([z, z.at[-1].add(1.0), z.at[0].add(1.0)]))
     fine, coarse = np.abs(y[1:] - y[0])[..., 0]
     assert fine[-4:, -4:].max() > 0.1
@@ -139,7 +135,7 @@ def test_depth_and_widths_by_level():
 def test_programs_do_not_grow_with_depth():
     def size(depth):
         flow = new(nf.glow, (4, 4, 1), levels=1, depth=depth, hidden=(4,))
-        return len(str(jax.make_jaxpr(flow.log_prob)(images(2, 4, 4, 1))))
+        return len(str(jax.make_jaxpr(flow.log_prob)(normal(2, 4, 4, 1))))
 
     assert size(12) < 1.1 * size(4)
 
@@ -151,7 +147,7 @@ def test_structure_is_independent_of_the_key():
 
 @pytest.mark.parametrize("mixing", ["none", "lu", "dense", "householder"])
 def test_initialized_steps_see_normal_channels(mixing):
-    x = 3 + 2 * images(64, 4, 4, 1) ** 2
+    x = 3 + 2 * normal(64, 4, 4, 1) ** 2
     flow = nf.initialize(new(nf.glow, (4, 4, 1), levels=1, mixing=mixing, **TINY), x)
     z = inverse(flow.transform, x)[0].reshape(64, 4, 4)
     assert np.allclose(z.mean((0, 2)), 0, atol=1e-3)
@@ -164,7 +160,7 @@ def test_class_conditional():
     sample = jax.eval_shape(lambda key: bound.sample(key, (2,), temperature=0.7), KEY)
     assert sample.shape == (2, 3, 4, 4, 1)
     log_prob = jax.jit(lambda x, context: flow.condition(context).log_prob(x))
-    x = images(3, 4, 4, 1)
+    x = normal(3, 4, 4, 1)
     together = log_prob(x, jnp.eye(3))
     assert np.allclose(together[1:2], log_prob(x[1:2], jnp.eye(3)[1:2]), rtol=1e-4)
     assert np.ptp(log_prob(x[:1], jnp.eye(3))) > 1e-3

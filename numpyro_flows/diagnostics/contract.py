@@ -16,7 +16,7 @@ from numpyro.distributions.transforms import Transform
 from ..checks import check_event_shape, check_float
 from ..compilation import jit
 from ..distribution import FlowDistribution, leaf_names
-from ..transform import FlowTransform
+from ..transform import FlowTransform, Wrapper
 from ..transforms import Conditioned, NumPyroTransform
 
 
@@ -146,12 +146,39 @@ def _same(name: str, got: Any, expected: Any) -> Check:
     return Check(name, got == expected, f"{got}" + ("" if got == expected else f", not {expected}"))
 
 
+# Each direction is a program inside the others: Python runs once for each shape of values, and what
+# the programs ask of a direction again, also its derivatives, is read from that trace.
+@jax.jit
+def _forward(transform: FlowTransform, x: Array, context: Any = None) -> tuple[Array, Array]:
+    return transform.forward_and_log_det(x, context)
+
+
+@jax.jit
+def _inverse(transform: FlowTransform, y: Array, context: Any = None) -> tuple[Array, Array]:
+    return transform.inverse_and_log_det(y, context)
+
+
+class _Traced(Wrapper):
+    """The transform by those two, for the methods that ``FlowTransform`` builds upon them."""
+
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return _forward(self.transform, x)
+
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return _inverse(self.transform, y)
+
+
+def _has_a_protocol_of_its_own(transform: FlowTransform) -> bool:
+    names = ("__call__", "_inverse", "inv", "call_with_intermediates", "log_abs_det_jacobian")
+    return any(getattr(type(transform), name) is not getattr(FlowTransform, name) for name in names)
+
+
 # Compiled once per structure of transform, so that a suite of transforms shares the programs.
 @jit(once=True)
-def _round_trip(transform: FlowTransform, x: Array, context: Array | None):
-    y, log_det = transform.forward_and_log_det(x, context)
-    x_again, inverse_log_det = transform.inverse_and_log_det(y, context)
-    y_again, _ = transform.forward_and_log_det(x_again, context)
+def _round_trip(transform: FlowTransform, x: Array, context: Any):
+    y, log_det = _forward(transform, x, context)
+    x_again, inverse_log_det = _inverse(transform, y, context)
+    y_again, _ = _forward(transform, x_again, context)
     return y, log_det, x_again, inverse_log_det, y_again
 
 
@@ -180,7 +207,7 @@ def _values(transform, x, context, tolerance) -> list[Check]:
 
 # Both directions are one program each time: a program costs more than what it computes.
 def _directions(transform: FlowTransform) -> tuple[Callable, Callable]:
-    return transform.forward_and_log_det, transform.inverse_and_log_det
+    return functools.partial(_forward, transform), functools.partial(_inverse, transform)
 
 
 @jit(once=True)
@@ -262,7 +289,7 @@ def _batches(transform, x, context, tolerance) -> list[Check]:
 def _gradient(transform, x, y, context):
     def gradient(forward, value):
         def loss(transform, value, context):
-            out, log_det = _directions(transform)[not forward](value, context)
+            out, log_det = (_forward if forward else _inverse)(transform, value, context)
             # Unequal weights, so that contributions do not cancel.
             return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum() + log_det.sum()
 
@@ -316,7 +343,7 @@ def _as_numpyro_does(bound: FlowTransform, x: Array, y: Array) -> dict[str, Arra
 def _protocol(transform, x, context, tolerance) -> list[Check]:
     bound = transform if context is None else Conditioned(transform, context)
     y, log_det, *_ = _round_trip(transform, x, context)
-    got = _as_numpyro_does(bound, x, y)
+    got = _as_numpyro_does(bound if _has_a_protocol_of_its_own(bound) else _Traced(bound), x, y)
     leaves, structure = jax.tree.flatten(bound)
     copy = jax.tree.unflatten(structure, leaves)
     inside = np.asarray(bound.codomain(y))

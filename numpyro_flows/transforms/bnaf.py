@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from ..checks import check_size
-from ..nn import Parameters, above_minus_one
+from ..nn import Parameters, above_minus_one, drawn
 from ..solve import monotone_root, triangular_root
 from ..transform import ColumnTransform
 
@@ -74,28 +74,26 @@ class BlockAutoregressive(ColumnTransform):
         if not hidden_factors:
             raise ValueError("hidden_factors: expected at least one hidden layer, got none.")
         factors = (1, *(check_size("hidden_factors", f) for f in hidden_factors))
-        keys = iter(jax.random.split(key, 2 * len(factors) + 1))
-        weights, biases = [], []
-        for before, after in itertools.pairwise(factors):
-            own, _ = _masks(dim, before, after)
+        draws_key, params_key = jax.random.split(key)
+        pairs = [*itertools.pairwise(factors), (factors[-1], 1)]
+        own_masks = [_masks(dim, before, after)[0] for before, after in pairs]
+        width = dim * factors[1]
+        shapes = [own.shape for own in own_masks] + [(dim * after,) for after in factors[1:]]
+        *draws, context_weight = drawn(
+            jax.random.normal, draws_key, [*shapes, (width, context_dim)]
+        )
+        weights = []
+        for (before, after), own, noise in zip(pairs[:-1], own_masks, draws, strict=False):
             # Unit i sees `before * i` earlier units; its own weights start near 1 / before.
             earlier = before * np.repeat(np.arange(dim), after)[:, None]
-            noise = jax.random.normal(next(keys), own.shape)
             weights.append(
                 jnp.where(own > 0, 0.5 * noise - np.log(before), noise / np.sqrt(earlier.clip(1)))
             )
-            biases.append(jax.random.normal(next(keys), (dim * after,)))
-        self.weights, self.biases = tuple(weights), tuple(biases)
-        own, _ = _masks(dim, factors[-1], 1)
-        self.last = jnp.asarray(own) * 0.5 * jax.random.normal(next(keys), own.shape)
-        width = dim * factors[1]
-        self.context_weight = (
-            jax.random.normal(next(keys), (width, context_dim)) / context_dim**0.5
-            if context_dim
-            else None
-        )
+        self.weights, self.biases = tuple(weights), tuple(draws[len(pairs) :])
+        self.last = jnp.asarray(own_masks[-1]) * 0.5 * draws[len(weights)]
+        self.context_weight = context_weight / context_dim**0.5 if context_dim else None
         self.params = Parameters(
-            next(keys), jnp.zeros(3 * dim), context_size=context_dim, hidden=hidden
+            params_key, jnp.zeros(3 * dim), context_size=context_dim, hidden=hidden
         )
 
     def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ..checks import check_size
-from ..nn import Parameters, above_minus_one
+from ..nn import Parameters, above_minus_one, drawn
 from ..solve import monotone_root, triangular_root
 from ..transform import ColumnTransform
 
@@ -145,10 +145,10 @@ class Planar(ColumnTransform):
     ):
         self._set_sizes(dim, context_dim)
         self.activation = _check_ridge(activation)
-        first, second, third = jax.random.split(key, 3)
-        w = jax.random.normal(first, (dim,)) / dim**0.5
-        value = jnp.concatenate([w, jnp.zeros(dim), jax.random.normal(second, (1,))])
-        self.params = Parameters(third, value, context_size=context_dim, hidden=hidden)
+        draws_key, params_key = jax.random.split(key)
+        w, b = drawn(jax.random.normal, draws_key, [(dim,), (1,)])
+        value = jnp.concatenate([w / dim**0.5, jnp.zeros(dim), b])
+        self.params = Parameters(params_key, value, context_size=context_dim, hidden=hidden)
 
     def _parts(self, context: Array | None) -> tuple[Array, ...]:
         params = self.params(context)
@@ -225,10 +225,10 @@ class Sylvester(ColumnTransform):
             raise ValueError(f"num_ridges: expected at most dim={dim} orthogonal ridges, got {m}.")
         self.num_ridges = m
         self.activation = _check_ridge(activation)
-        first, second, third = jax.random.split(key, 3)
-        self.reflections = jax.random.normal(first, (m, dim))
-        value = jnp.concatenate([jnp.zeros(2 * m * m), jax.random.normal(second, (m,))])
-        self.params = Parameters(third, value, context_size=context_dim, hidden=hidden)
+        draws_key, params_key = jax.random.split(key)
+        self.reflections, b = drawn(jax.random.normal, draws_key, [(m, dim), (m,)])
+        value = jnp.concatenate([jnp.zeros(2 * m * m), b])
+        self.params = Parameters(params_key, value, context_size=context_dim, hidden=hidden)
 
     def _frame(self) -> Array:
         """Q, of shape ``(dim, num_ridges)``."""
