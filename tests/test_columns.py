@@ -131,9 +131,8 @@ def test_a_lognormal_context(sigma, sign):
         fitted = fit(flow, theta, context, **QUICK)
     figure = log_prob(fitted.flow.condition(context), theta).mean()
     assert best - 0.1 < figure < best + 0.05
-    assert (
-        abs(fitted.train_losses[fitted.best_epoch - 1] + figure) < 0.15
-    )  # steps move it within an epoch
+    # Steps move the parameters within an epoch.
+    assert abs(fitted.train_losses[fitted.best_epoch - 1] + figure) < 0.15
     again = fit(fitted.flow, theta, context, standardize=False, optimizer=STILL, max_epochs=1)
     np.testing.assert_allclose(
         log_prob(again.flow.condition(context), theta).mean(), figure, rtol=1e-5
