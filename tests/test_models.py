@@ -157,6 +157,55 @@ def test_processes_fit_side_by_side():
         np.testing.assert_allclose(list(pool.map(mean_of, data)), [1.5, -1.5], atol=0.05)
 
 
+def epidemic(times, infected):
+    """An SIR model, by a solver for stiff equations whose linear solves may fail far out."""
+    import diffrax  # where its checks are read from the environment of a new process
+
+    beta = numpyro.sample("beta", dist.LogNormal(0.5, 0.7))
+    gamma = numpyro.sample("gamma", dist.LogNormal(-0.5, 0.7))
+    first = numpyro.sample("first", dist.Beta(1.0, 20.0))
+
+    def field(_, state, rates):
+        new, gone = rates[0] * state[0] * state[1], rates[1] * state[1]
+        return -new, new - gone
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Kvaerno3(),
+        0.0,
+        times[-1],
+        0.1,
+        (1 - first, first),
+        args=(beta, gamma),
+        saveat=diffrax.SaveAt(ts=times),
+        stepsize_controller=diffrax.PIDController(rtol=1e-5, atol=1e-6),
+        max_steps=1000,
+        throw=False,
+    )
+    numpyro.sample("infected", dist.Normal(solution.ys[1], 0.02), obs=infected)
+
+
+def epidemic_beside_nuts():
+    """Errors of the guide beside NUTS, and whether it is trusted."""
+    times = jnp.linspace(1.0, 14.0, 10)
+    infected = np.array([0.02, 0.05, 0.12, 0.2, 0.24, 0.22, 0.17, 0.12, 0.08, 0.05])
+    mcmc = run(NUTS(epidemic), times, infected, num_chains=4, num_samples=500)
+    fitted = nf.fit_guide(KEY, nf.AutoFlow(epidemic), times, infected, progress_bar=False)
+    names = ["beta", "gamma", "first"]
+    draws = fitted.sample(jax.random.key(1), (5000,))
+    return errors(flat(draws, names), flat(mcmc.get_samples(), names)), fitted.trusted
+
+
+@pytest.mark.slow
+def test_a_stiff_model_whose_solver_fails_far_out(monkeypatch):
+    monkeypatch.setenv("EQX_ON_ERROR", "nan")  # read where equinox is imported
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        found, trusted = pool.submit(epidemic_beside_nuts).result()
+    assert max(found) < 0.15
+    assert trusted
+
+
 @pytest.mark.slow
 def test_a_continuous_flow_of_a_narrow_normal():
     """N(6, 0.7): its entropy."""

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,3 +140,13 @@ def test_the_site_is_named_where_all_starts_fail():
 
     with pytest.raises(ValueError, match="infinite at every start: look at site 'y'"):
         nf.fit_guide(KEY, nf.AutoFlow(model), progress_bar=False)
+
+
+def test_what_to_do_is_said_where_a_model_raises_as_it_runs():
+    def model():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.factor("solve", eqx.error_if(-(x**2), jnp.abs(x) > 0.1, "the solve failed"))
+
+    with pytest.raises(Exception, match="the solve failed") as error:
+        nf.fit_guide(KEY, nf.AutoFlow(model), progress_bar=False)
+    assert any("EQX_ON_ERROR=nan" in note for note in error.value.__notes__)

@@ -283,14 +283,31 @@ def _starts(traced: Traced, key: Array) -> Array:
     return jax.vmap(lambda key: traced(key)[1])(jax.random.split(key, NUM_STARTS))
 
 
+@contextlib.contextmanager
+def _advised() -> Iterator[None]:
+    """Programs of the model inside, at points of which some may be far from all reason."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            "The model raised while it ran at points of its latent space, some of them extreme. "
+            "Let its log density be NaN or -inf where it has no value, a failed solve for "
+            "example, and such points are passed over: `throw=False` in diffrax, and for the "
+            "checks inside equinox, lineax and optimistix the environment variable "
+            "EQX_ON_ERROR=nan."
+        )
+        raise
+
+
 def search_rows(density: LogDensity, centre: Any) -> Rows:
     """Values and gradients for a search on the host, which unwinds angles around a point."""
     dtype = jnp.result_type(float)
     windings = density.space.windings(centre)
 
     def rows(u: Matrix) -> tuple[Matrix, Matrix]:
-        values, grads = rows_value_and_grad(density, windings, np.asarray(u, dtype))
-        return np.asarray(values, float), np.asarray(grads, float)
+        with _advised():
+            values, grads = rows_value_and_grad(density, windings, np.asarray(u, dtype))
+            return np.asarray(values, float), np.asarray(grads, float)
 
     return rows
 
@@ -363,7 +380,8 @@ class SetUp:
 
         with explained(guide):
             self.traced = traced_at(run, (args, kwargs), key)
-        found, self.start = evaluate(self.traced, key)
+        with _advised():
+            found, self.start = jax.block_until_ready(evaluate(self.traced, key))
         numbers = iter(found)
         leaves = [next(numbers) if is_traced(x) else x for x in kept[0]]
         self.space, self.trace = jax.tree.unflatten(kept[1], leaves)
@@ -403,8 +421,10 @@ class SetUp:
         :raises ValueError: if there are none.
         """
         for key in self._keys:
-            starts = _starts(self.traced, key)
-            values, grads = rows_value_and_grad(density, {}, starts)
+            with _advised():  # raised where results are first waited for
+                starts = _starts(self.traced, key)
+                values, grads = rows_value_and_grad(density, {}, starts)
+                jax.block_until_ready((values, grads))
             if is_traced(values):
                 finite = jnp.isfinite(values) & jnp.isfinite(grads).all(axis=1)
                 first = jnp.argmax(finite)
