@@ -77,6 +77,14 @@ def test_german_credit(tmp_path):
 
 
 @pytest.mark.slow
+def test_calibration(tmp_path):
+    text = run_example("calibration", tmp_path)
+    assert re.search(r"99 more: .* 0 programs compiled", text)
+    assert int(re.search(r"(\d+) of 100 are called reliable", text)[1]) >= 95
+    assert all(float(p) > 0.001 for p in re.findall(r"uniform: p = ([\d.]+)", text))
+
+
+@pytest.mark.slow
 def test_augmented(tmp_path):
     text = run_example("augmented", tmp_path)
     errors = dict(re.findall(r"reflection, (\w+): largest error ([\d.]+)", text))

@@ -166,7 +166,7 @@ class LatentELBO(eqx.Module):
 
     :ivar density: the model's log density.
     :ivar windings: what unwinds angles.
-    :ivar rest: what of the guide's flow is not trained.
+    :ivar rest: the part of the guide's flow that is not trained.
     :ivar affine: the preconditioner.
     :ivar num_particles: draws per evaluation.
     """

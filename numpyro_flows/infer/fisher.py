@@ -59,8 +59,8 @@ def fisher_divergence(flow: FlowDistribution, draws: Scored) -> Array:
 
     Source: Seyboldt, Carlson & Carpenter (2026), arXiv:2603.18845, for affine maps.
 
-    :param flow: over vectors of size dim.
-    :param draws: of shape ``(n, dim)``.
+    :param flow: a flow over vectors of size dim.
+    :param draws: draws and scores, each of shape ``(n, dim)``.
     :return: scalar.
     """
     u, score = through(flow.transform, draws)
@@ -140,11 +140,11 @@ def fit_fisher(
 ) -> tuple[Any, Array]:
     """Train a guide's flow on draws and scores; the preconditioner stays.
 
-    :param params: of the flow, where to start.
-    :param rest: what of the flow is not trained.
+    :param params: initial parameters of the flow.
+    :param rest: the part of the flow that is not trained.
     :param affine: the preconditioner.
-    :param draws: to train on.
-    :param held_out: by which the best parameters are chosen, start included.
+    :param draws: draws and scores to train on.
+    :param held_out: draws and scores by which the best parameters are chosen, start included.
     :return: the best parameters and the held-out Fisher divergences, ``(num_steps // EVERY + 1,)``.
     """
     loss, optimizer, fixed = _LogDivergence(batch_size), adam(), (rest, affine, draws)

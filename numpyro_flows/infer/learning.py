@@ -97,7 +97,7 @@ class Model(NamedTuple):
     :ivar held: values of its ``param`` sites.
     :ivar init_strategy: NumPyro's initialisation strategy.
     :ivar space: its latent space at the arguments of the learning.
-    :ivar names: of all its sites.
+    :ivar names: names of all its sites.
     """
 
     function: Callable
@@ -121,7 +121,7 @@ class Model(NamedTuple):
 class Chosen(NamedTuple):
     """A map without the model: what a chain carries.
 
-    :ivar flow: over the latent space.
+    :ivar flow: the flow, over the latent space.
     :ivar windings: what unwinds angles, by site.
     """
 
@@ -153,7 +153,7 @@ def decide(pace: Pace, num_wanted: int, cost: int) -> tuple[bool, str]:
     It is where chains in the affine coordinates are wrong, and where it saves more gradients than
     it takes.
 
-    :param pace: of pilot chains behind the affine map.
+    :param pace: pace of pilot chains behind the affine map.
     :param num_wanted: effective draws that are wanted.
     :param cost: gradients of the training.
     """

@@ -26,7 +26,7 @@ class LearnedMap(eqx.Module):
     close to the posterior.
 
     :ivar density: the model's log density at the arguments that the map was learned for.
-    :ivar flow: over the latent space.
+    :ivar flow: the flow, over the latent space.
     :ivar windings: what unwinds angles, by site.
     """
 

@@ -18,10 +18,10 @@ from .maps import LearnedMap
 class Pilots(NamedTuple):
     """Draws of pilot chains, ``(chains, draws, dim)``, and what they took.
 
-    :ivar draws: in the latent space.
-    :ivar num_gradients: of all, warm-up included.
-    :ivar num_steps: gradients of the draws alone.
-    :ivar num_divergences: among the draws.
+    :ivar draws: draws and scores in the latent space.
+    :ivar num_gradients: gradients that the chains took, warm-up included.
+    :ivar num_steps: gradients that the kept draws took.
+    :ivar num_divergences: divergent trajectories among the kept draws.
     """
 
     draws: Scored

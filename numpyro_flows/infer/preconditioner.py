@@ -391,7 +391,7 @@ def locate(
     """Find an affine map from a standard normal to roughly where a density has its mass.
 
     :param rows: log density, up to a constant, and its gradient at rows; called with 1 or 32.
-    :param seed: of the draws, as NumPy takes it.
+    :param seed: seed of NumPy's generator for the draws.
     :param starts: where the paths begin, shape ``(num_starts, dim)``.
     :param init_scale: spread around the starts, in raw units.
     :param num_path_steps: L-BFGS steps per path.

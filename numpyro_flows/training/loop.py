@@ -71,7 +71,7 @@ class Chunk(NamedTuple):
 
     :param rates: factors on the optimiser's updates, shape ``(steps,)``.
     :param batches: pytree of what each step gets of its own, with a first axis of ``steps``.
-    :param number: of the chunk, which makes the keys of its steps differ from others'.
+    :param number: index of the chunk; the keys of its steps depend on it.
     """
 
     rates: np.ndarray
@@ -167,13 +167,13 @@ def optimize(
 ) -> State:
     """Make the steps of a plan.
 
-    :param key: of which each step gets one of its own.
+    :param key: random key, from which each step derives its own.
     :param loss: what to minimise; see the module's text.
     :param optimizer: an optax optimiser; :func:`adam` for the usual one.
     :param state: where to begin, as :func:`start` makes it.
     :param fixed: the loss's second argument.
     :param plan: which steps to make.
-    :param name: of the progress bar.
+    :param name: name on the progress bar.
     :param progress_bar: whether to show one.
     :param save: called with the state when the plan has noted progress.
     :return: the last state.

@@ -50,7 +50,7 @@ class Objective(abc.ABC):
         :param flow: the flow of the standardised coordinates.
         :param rows: ``"x"``, of shape ``(n, *event_shape)``, perhaps ``"context"``, and
             ``"weights"``, which the caller multiplies with.
-        :param key: of this step; None for validation, which must be deterministic.
+        :param key: random key of this step; None for validation, which must be deterministic.
         """
 
 

@@ -40,7 +40,7 @@ class FlowNUTSState(NamedTuple):
     :ivar flow: the map from there to the sites.
     :ivar jumped: whether this iteration ended with an accepted jump.
     :ivar num_gradients: gradients of the model so far, warm-up included.
-    :ivar rng_key: of the chain.
+    :ivar rng_key: random key of the chain.
     """
 
     z: dict[str, Array]
@@ -108,7 +108,7 @@ class FlowNUTS(MCMCKernel):
     :param num_pilots: pilot chains, at least 4.
     :param num_pilot_draws: draws of each pilot chain per window, after as many of warm-up.
     :param jump_every: iterations from jump to jump, 0 for none.
-    :param seed: of the learning.
+    :param seed: seed of the random numbers of the learning.
     :param init_strategy: NumPyro's initialisation strategy for the search and for the chains. By
         default, the search starts as ``init_to_uniform`` and the chains at draws of the flow.
     :param progress_bar: whether training shows one.
@@ -118,10 +118,10 @@ class FlowNUTS(MCMCKernel):
         the map has an importance ESS below 95 %, since elsewhere an estimate has more noise than
         there is to correct.
     :param dense_mass: whether that metric is dense.
-    :param target_accept_prob: of the adaptation; 0.8 by default, and 0.7 in 50 dimensions or more
-        if the map has an importance ESS of 95 %: what is best for a normal is about 0.65
-        (Beskos et al., 2013, arXiv:1001.4460), and the rest is caution.
-    :param max_tree_depth: of a trajectory.
+    :param target_accept_prob: target acceptance probability; 0.8 by default, and 0.7 in 50
+        dimensions or more if the map has an importance ESS of 95 %: what is best for a normal is
+        about 0.65 (Beskos et al., 2013, arXiv:1001.4460), and the rest is caution.
+    :param max_tree_depth: largest depth of a trajectory's tree.
     :raises TypeError: for a model or recipe that cannot be called.
     :raises ValueError: for an unknown ``train`` or numbers out of range; while initialising, for a
         model with discrete latent sites or none, arguments that are traced, or fewer than 20

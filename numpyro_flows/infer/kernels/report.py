@@ -24,7 +24,7 @@ class FlowNUTSReport:
     :ivar khat: Pareto shape of its importance weights.
     :ivar training_gradients: gradients of the model's log density before the first iteration, in
         the search for the affine map, in training and on pilot chains.
-    :ivar pilot_divergences: of the pilot chains.
+    :ivar pilot_divergences: divergent draws of the pilot chains.
     :ivar uses_flow: whether a flow was accepted; otherwise the map is affine.
     :ivar decision: why a flow was trained or not; empty if ``train`` said so, or jumps.
     :ivar improper: sites along which the density does not fall, so that draws have no meaning.
@@ -65,9 +65,9 @@ class FlowNUTSReport:
 class RunReport:
     """How a run of FlowNUTS went.
 
-    :ivar num_draws: of all chains.
-    :ivar gradients: of all chains, warm-up included.
-    :ivar divergences: after warm-up.
+    :ivar num_draws: number of draws of all chains.
+    :ivar gradients: gradients of the model that all chains took, warm-up included.
+    :ivar divergences: number of divergent draws after warm-up.
     :ivar bfmi: energy Bayesian fraction of missing information of each chain, in the base space;
         below 0.3 the tails are slow.
     :ivar jump_acceptance: share of jumps that were accepted; None without jumps.
