@@ -58,7 +58,9 @@ def main() -> None:
     for i in range(NUM_FITS):
         begun, before = time.perf_counter(), programs.count
         guide = nf.AutoFlow(model)
-        fitted = nf.fit_guide(jax.random.key(i), guide, simulated["y"][i], progress_bar=False)
+        fitted = nf.fit_guide(
+            jax.random.key(i), guide, simulated["y"][i], num_particles=16, progress_bar=False
+        )
         draws = fitted.sample(jax.random.key(NUM_FITS + i), (NUM_DRAWS,))
         ranks.append([(np.asarray(draws[n]) < simulated[n][i]).sum() for n in NAMES])
         seconds.append(time.perf_counter() - begun)
