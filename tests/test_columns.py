@@ -2,6 +2,7 @@
 
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -126,13 +127,12 @@ def lognormal_context(sigma, n=4000, sd=0.073):
 def test_a_lognormal_context(sigma, sign):
     theta, context, best = lognormal_context(sigma)
     context *= sign
-    flow = nf.realnvp(KEY, 1, context_dim=1, depth=2, hidden=(32, 32))
+    flow = nf.realnvp(jax.random.key(1), 1, context_dim=1, depth=2, hidden=(32, 32))
     with pytest.warns(UserWarning, match="context: column 0 spans orders of magnitude"):
         fitted = fit(flow, theta, context, **QUICK)
     figure = log_prob(fitted.flow.condition(context), theta).mean()
     assert best - 0.1 < figure < best + 0.05
-    # Steps move the parameters within an epoch.
-    assert abs(fitted.train_losses[fitted.best_epoch - 1] + figure) < 0.15
+    assert abs(fitted.train_losses[fitted.best_epoch - 1] + figure) < 0.05
     again = fit(fitted.flow, theta, context, standardize=False, optimizer=STILL, max_epochs=1)
     np.testing.assert_allclose(
         log_prob(again.flow.condition(context), theta).mean(), figure, rtol=1e-5

@@ -103,9 +103,9 @@ def test_finds_a_conjugate_posterior():
         regression,
         guide,
         1.5,
-        steps=1500,
+        steps=3000,
         elbo=nf.STL_ELBO(num_particles=16),
-        learning_rate=optax.cosine_decay_schedule(1e-2, 1500),
+        learning_rate=optax.cosine_decay_schedule(1e-2, 3000),
     )
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(50_000,))["beta"]
     np.testing.assert_allclose(draws.mean(0), mean, atol=0.03)
@@ -113,7 +113,7 @@ def test_finds_a_conjugate_posterior():
     log_weights = nf.importance_log_weights(jax.random.key(2), guide, result.params, 1.5)
     evidence = dist.Normal(0.0, (0.25 + 1 + 0.81) ** 0.5).log_prob(1.5)
     assert abs(float(jax.nn.logsumexp(log_weights)) - np.log(len(log_weights)) - evidence) < 0.01
-    assert nf.diagnostics.importance_ess(log_weights) > 0.9
+    assert nf.diagnostics.importance_ess(log_weights) > 0.95
     quantiles = guide.quantiles(result.params, [0.1, 0.5, 0.9])["beta"]
     exact = dist.Normal(mean, np.sqrt(np.diag(covariance))).icdf(
         jnp.array([0.1, 0.5, 0.9])[:, None]
