@@ -156,12 +156,12 @@ def fit_guide(
     ``SVI`` underneath, with Adam, gradients clipped by their global norm, a learning rate that
     rises over the first 200 steps and falls over the last half as a cosine, and steps left out
     whose value or gradient is not finite. The fall begins earlier, and training ends earlier, once
-    the loss has ceased to fall. If the result of an early end cannot be trusted, training goes on
-    for as many steps again. What is returned is the better of the last parameters and the best seen
-    before, judged by fresh draws. Arrays among the model's arguments are arguments of the
-    compiled program, not baked into it. The losses of continuous flows contain their penalties.
-    NumPyro keeps its handlers on one stack per process: fit in several processes at once, not in
-    several threads of one.
+    the loss has ceased to fall or the importance weights are nearly equal. If the result of an
+    early end cannot be trusted, or is less than was expected, training goes on. What is returned is
+    the better of the last parameters and the best seen before, judged by fresh draws. Arrays among
+    the model's arguments are arguments of the compiled program, not baked into it. The losses of
+    continuous flows contain their penalties. NumPyro keeps its handlers on one stack per process:
+    fit in several processes at once, not in several threads of one.
 
     :param key: ``jax.random.key``.
     :param guide: an automatic guide, ``nf.AutoFlow`` or NumPyro's; it need not be set up.

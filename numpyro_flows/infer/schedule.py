@@ -9,8 +9,13 @@ WARM_UP: Final = 200
 #: Two windows of at least so many steps are compared; a loss that gains less has ceased to fall.
 WINDOW: Final = 300
 SMALLEST_GAIN: Final = 3e-4
-#: Steps per compiled call.
+#: Steps per compiled call, by whose losses the spread of the weights is judged.
 CHUNK: Final = 100
+#: By how much the fall of the rate divides the variance of the log weights: on posteriors of 3 to
+#: 15 dimensions it was three to nine, since most of it is the noise of the steps themselves.
+FALL_GAINS: Final = 3.0
+#: Variance of the log weights below which that noise is most of what the loss could still gain.
+NEARLY_EQUAL: Final = 0.25
 
 
 class Schedule:
@@ -18,8 +23,9 @@ class Schedule:
 
     The rate rises, holds, and falls as a cosine. The fall begins when half of the steps are left;
     or earlier, when the loss has ceased to fall, and then takes as long as all before it; or when
-    the spread of the losses says that the importance weights are nearly equal, and then takes half
-    as long. What ended early can be resumed once.
+    the spread of the losses says that the importance weights will be nearly equal at its end, and
+    then takes half as long. What ended early can be resumed: once where the weights were not as
+    equal as expected, which is not expected again, and once in any case.
 
     :param num_steps: largest number of steps.
     :param num_particles: draws of which each loss is the mean.
@@ -36,8 +42,11 @@ class Schedule:
         self.annealing = annealing_steps
         self.fall = num_steps // 2
         self.num_particles = num_particles
-        self.equal = (1 / target_ess - 1) ** 0.5
+        self.target_ess = target_ess
         self.losses = np.empty(0)
+        #: Importance ESS that an early end counted on.
+        self.expected_ess = 0.0
+        self._gains, self._is_last = FALL_GAINS, False  # 1.0 once less was found than expected
 
     def rates(self, num: int) -> np.ndarray:
         steps = np.arange(self.step, self.step + num)
@@ -52,28 +61,48 @@ class Schedule:
     def advance(self, losses: np.ndarray) -> None:
         self.step += len(losses)
         self.losses = np.append(self.losses, losses)
-        started = max(self.warm_up, self.annealing)
-        if self.begin or self.step >= self.fall or self.step < started + 2 * WINDOW:
+        started = max(self.begin + self.warm_up, self.annealing)
+        if self._is_last or self.step >= self.fall or self.step < started:
+            return
+        # A loss is the mean of log weights, whose variance v makes their ESS 1 / (1 + v).
+        latest = _finite(self.losses[-CHUNK:])
+        if len(latest) < CHUNK / 2:
+            return
+        variance = latest.var() * self.num_particles
+        since = self.step - self.begin
+        if variance < self._gains * (1 / self.target_ess - 1):
+            # A last chunk of another length would be another program to compile.
+            end = -(-(self.begin + since * 3 // 2) // CHUNK) * CHUNK
+            self.fall, self.stop = self.step, min(self.stop, end)
+            self.expected_ess = self.target_ess
+            return
+        if self.step < started + 2 * WINDOW:
             return
         # Longer windows later on: what falls slowly needs more steps to be seen beside its noise.
-        window = max(WINDOW, self.step // 3)
-        latest = np.split(self.losses[-2 * window :], 2)
-        before, after = (part[np.isfinite(part)] for part in latest)
+        window = max(WINDOW, since // 3)
+        before, after = (_finite(part) for part in np.split(self.losses[-2 * window :], 2))
         if min(len(before), len(after)) < WINDOW / 2:
             return
         error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
-        # A loss is the mean of log weights, whose variance v makes their ESS 1 / (1 + v).
-        if after.std() * self.num_particles**0.5 < self.equal:
-            # A last chunk of another length would be another program to compile.
-            end = -(-self.step * 3 // (2 * CHUNK)) * CHUNK
-            self.fall, self.stop = self.step, min(self.stop, end)
-        elif before.mean() - after.mean() < max(error, SMALLEST_GAIN):
-            self.fall, self.stop = self.step, min(self.stop, 2 * self.step)
+        smallest = max(error, SMALLEST_GAIN)
+        if variance < NEARLY_EQUAL and self._gains > 1:
+            smallest = max(smallest, variance / 6)  # a third of the divergence v / 2 that is left
+        if before.mean() - after.mean() < smallest:
+            self.fall, self.stop = self.step, min(self.stop, self.step + since)
 
     def resume(self) -> bool:
-        """Allow as many steps again as were made, if some are left and this is the first time."""
-        if self.begin or self.step >= self.num_steps:
+        """Allow more steps if some are left and this was not done before; whether it did."""
+        if self._is_last or self.step >= self.num_steps:
             return False
-        self.begin, self.stop = self.step, min(self.num_steps, 2 * self.step)
+        was_expected, self.expected_ess = self.expected_ess > 0, 0.0
+        self.begin = self.step
+        if was_expected and self._gains > 1:
+            self._gains, self.stop = 1.0, self.num_steps
+        else:
+            self._is_last, self.stop = True, min(self.num_steps, 2 * self.step)
         self.fall = (self.begin + self.stop) // 2
         return True
+
+
+def _finite(losses: np.ndarray) -> np.ndarray:
+    return losses[np.isfinite(losses)]

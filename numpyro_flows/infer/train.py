@@ -146,5 +146,6 @@ def train(
                 (judged(params, all_losses) for params in candidates),
                 key=lambda each: np.nan_to_num(each.elbo, nan=-np.inf),
             )
-            if trained.trusted or trained.is_noisy or not schedule.resume():
+            is_good = trained.trusted and trained.ess >= schedule.expected_ess
+            if is_good or trained.is_noisy or not schedule.resume():
                 return trained

@@ -16,7 +16,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro.infer.svi import SVIState
 
 from ..compilation import jit, split
-from ..training.loop import State, adam, run_steps, start
+from ..training.loop import State, adam, run_few_steps, run_steps, start
 from .arguments import Static, join_arguments, split_arguments
 from .density import hidden_discrete, is_subsampled, latent_of, unblocked
 from .elbo import STL_ELBO, LatentELBO, with_penalties
@@ -28,6 +28,8 @@ from .propriety import improper_sites
 
 #: Largest global norm of a gradient.
 CLIP: Final = 10.0
+#: Chunks of steps before which an ending is likely; only then faster steps are worth compiling.
+FEW: Final = 10
 
 
 def default_num_particles(dim: int) -> int:
@@ -113,7 +115,8 @@ class LatentTrainer:
         if not self._num_chunks:
             self._state = start(self._state.params, optimizer=optimizer)
         tempers = np.ones_like(rates) if tempers is None else tempers
-        self._state, losses = run_steps(
+        run = run_few_steps if self._num_chunks < FEW else run_steps
+        self._state, losses = run(
             self._key,
             self._state,
             self.objective,

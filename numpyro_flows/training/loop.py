@@ -153,6 +153,10 @@ def run_steps(
     return jax.lax.scan(step, state, (batches, rates, keys))
 
 
+#: The same as a program that compiles in two thirds of the time, with steps a fifth slower.
+run_few_steps = jit(run_steps.__wrapped__, static_argnames=("loss", "optimizer"), once=True)
+
+
 def optimize(
     key: Array,
     loss: Loss,
