@@ -29,7 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from peers import COLUMNS, OPTIMIZER, Program, TorchProgram, compare, shake
+from libraries import OPTIMIZER, Program, TorchProgram, shake
+from peers import COLUMNS, compare
 
 import numpyro_flows as nf
 from numpyro_flows.convnet import ConvNet
