@@ -35,6 +35,7 @@ from .infer import (
     importance_log_weights,
     importance_resample,
     learn_map,
+    log_density_model,
     random_flow_module,
     to_arviz,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "NeuTraReparam",
     "learn_map",
     "FlowNUTS",
+    "log_density_model",
     # trust and tools
     "check_transform",
     "save",

@@ -7,6 +7,7 @@ from .guides import AmortizedFlow, AutoFlow, augmented_model
 from .importance import importance_log_weights, importance_resample
 from .kernels import FlowNUTS, FlowNUTSReport
 from .learning import learn_map
+from .log_density_model import log_density_model
 from .params import flow_module, random_flow_module
 from .reparam import NeuTraReparam
 
@@ -24,6 +25,7 @@ __all__ = [
     "importance_log_weights",
     "importance_resample",
     "learn_map",
+    "log_density_model",
     "random_flow_module",
     "to_arviz",
 ]

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
 from numpyro.infer import MCMC
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.mcmc import MCMCKernel
@@ -24,9 +23,11 @@ from ..guide_flow import guide_flow
 from ..guides import AutoFlow
 from ..latent_space import sites_of
 from ..learning import GOOD_ENOUGH, TRAIN, Chosen, Learned, learn
+from ..log_density_model import LogDensityModel
 from ..maps import LearnedMap
 from ..traced import Traced
 from .report import FlowNUTSReport, report_of, report_of_run
+from .starts import checked_start, init_to_one_of, start_of
 
 #: Fewest iterations in which NUTS finds a step size.
 LEAST_WARMUP: Final = 20
@@ -35,7 +36,7 @@ LEAST_WARMUP: Final = 20
 class FlowNUTSState(NamedTuple):
     """State of a chain; NumPyro's names for what ``extra_fields`` asks for work as with NUTS.
 
-    :ivar z: unconstrained values of the model's sites.
+    :ivar z: unconstrained values of the model's sites, or of a potential energy's pytree.
     :ivar warped: NUTS's own state, in the flow's base space.
     :ivar flow: the map from there to the sites.
     :ivar jumped: whether this iteration ended with an accepted jump.
@@ -43,7 +44,7 @@ class FlowNUTSState(NamedTuple):
     :ivar rng_key: random key of the chain.
     """
 
-    z: dict[str, Array]
+    z: Any
     warped: HMCState
     flow: Chosen
     jumped: Array
@@ -100,6 +101,9 @@ class FlowNUTS(MCMCKernel):
 
     :param model: a NumPyro model with continuous latent sites; its ``param`` sites keep their
         initial values, as under ``NUTS``.
+    :param potential_fn: in place of a model, a negative log density of any pytree of unconstrained
+        values, as for ``NUTS``: the run needs ``init_params``, from which the search starts as
+        well, and its draws are such pytrees. A keyword.
     :param flow: a recipe, as for ``nf.AutoFlow``; smooth couplings by default. Splines have kinks
         in their gradient, which cost NUTS steps.
     :param train: ``"auto"``, ``"vi"`` or ``"fisher"``.
@@ -139,9 +143,10 @@ class FlowNUTS(MCMCKernel):
 
     def __init__(
         self,
-        model: Callable,
+        model: Callable | None = None,
         flow: Callable[..., FlowDistribution] = guide_flow,
         *,
+        potential_fn: Callable[[Any], Any] | None = None,
         train: str = "auto",
         num_steps: int = 4000,
         num_particles: int | None = None,
@@ -158,16 +163,23 @@ class FlowNUTS(MCMCKernel):
         target_accept_prob: float | None = None,
         max_tree_depth: int = 10,
     ):
-        if not callable(model):
-            raise TypeError(f"model: expected a NumPyro model, got {type(model).__name__}.")
+        if (model is None) == (potential_fn is None):
+            raise ValueError("FlowNUTS: expected one of `model` and `potential_fn`.")
+        given: Any = potential_fn or model
+        if not callable(given):
+            name = "model: expected a NumPyro model"
+            if model is None:
+                name = "potential_fn: expected a function"
+            raise TypeError(f"{name}, got {type(given).__name__}.")
         if train not in TRAIN:
             raise ValueError(f"train: expected one of {sorted(TRAIN)}, got {train!r}.")
         if target_accept_prob is not None and not 0 < target_accept_prob < 1:
             raise ValueError(
                 f"target_accept_prob: expected a number in (0, 1), got {target_accept_prob}."
             )
-        AutoFlow(model, flow)  # raises here for a wrong recipe
-        self._model = model
+        AutoFlow(given, flow)  # raises here for a wrong recipe
+        self._model: Any = model
+        self._potential_fn: Any = potential_fn
         self._flow = flow
         self._learning: dict[str, Any] = {
             "train": train,
@@ -198,9 +210,9 @@ class FlowNUTS(MCMCKernel):
         self._num_warmup = 0
 
     @property
-    def model(self) -> Callable:
-        """The model."""
-        return self._model
+    def model(self) -> Callable | None:
+        """The model; None where a potential energy was given."""
+        return None if self._potential_fn else self._model
 
     @property
     def sites(self) -> dict[str, Array]:
@@ -211,7 +223,7 @@ class FlowNUTS(MCMCKernel):
         :raises ValueError: before a map was learned.
         """
         space = self._known().model.space
-        return space.unpack(jnp.arange(space.dim))
+        return self._as_given(space.unpack(jnp.arange(space.dim)))
 
     @property
     def sample_field(self) -> str:
@@ -231,7 +243,29 @@ class FlowNUTS(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_init_fn": None, "_sample_fn": None}
 
-    def _learn(self, args: tuple, kwargs: dict[str, Any], num_wanted: int) -> Learned:
+    def _as_given(self, sites: dict[str, Array]) -> Any:
+        """Unconstrained values of the sites, as the pytree that a potential energy takes."""
+        return self._model.tree(sites) if self._potential_fn else sites
+
+    def _model_of(self, init_params: Any, many: bool) -> tuple[dict[str, Array], Callable | None]:
+        """Take the model that a potential energy is at these starts; these, and a strategy."""
+        if init_params is None:
+            raise ValueError(
+                "FlowNUTS: a potential energy has no starts of its own: "
+                "`mcmc.run(key, init_params=...)`, a pytree of unconstrained values, with the "
+                "number of chains first if there are several."
+            )
+        starts = init_params if many else jax.tree.map(lambda x: jnp.asarray(x)[None], init_params)
+        first = jax.tree.map(lambda x: x[0], starts)
+        if self._model is None or not self._model.is_like(first):
+            log_density = functools.partial(_minus, self._potential_fn)
+            self._model, self._learned = LogDensityModel(log_density, first), None
+        strategy = None if is_traced(starts) else init_to_one_of(self._model.sites(starts))
+        return self._model.sites(init_params), strategy
+
+    def _learn(
+        self, args: tuple, kwargs: dict[str, Any], num_wanted: int, strategy: Callable | None
+    ) -> Learned:
         """The map for these arguments, learned if it was not."""
         arguments = jax.tree.flatten((args, kwargs))
         if self._learned is not None and _same(arguments, self._arguments):
@@ -243,7 +277,7 @@ class FlowNUTS(MCMCKernel):
                 jax.random.key(self._seed),
                 self._model,
                 self._flow,
-                self._init_strategy,
+                strategy,
                 args,
                 kwargs,
                 num_wanted=num_wanted,
@@ -304,20 +338,26 @@ class FlowNUTS(MCMCKernel):
             )
         self._num_warmup = num_warmup
         many = not is_prng_key(rng_key)
+        strategy = self._init_strategy
+        if self._potential_fn is not None:
+            init_params, around = self._model_of(init_params, many)
+            strategy = strategy or around
         # What `MCMC` tells a kernel of the run: as many draws as iterations of warm-up are likely.
-        learned = self._learn(model_args, kwargs, num_warmup * (len(rng_key) if many else 1))
+        num_wanted = num_warmup * (len(rng_key) if many else 1)
+        learned = self._learn(model_args, kwargs, num_wanted, strategy)
         built_for = (id(learned), num_warmup, many)
         if self._sample_fn is None or self._built_for != built_for:
             self._build(num_warmup, many)
             self._built_for = built_for
         if init_params is not None:
-            init_params = self._checked_start(init_params, rng_key.shape[:1] if many else ())
-        strategy = None
-        if init_params is None and self._init_strategy is not None:
-            model = learned.model._replace(init_strategy=self._init_strategy)
-            strategy = model.set_up(jax.random.key(0), model_args, kwargs).traced
+            chains = rng_key.shape[:1] if many else ()
+            init_params = checked_start(learned.model, init_params, chains)
+        begin = None
+        if init_params is None and strategy is not None:
+            model = learned.model._replace(init_strategy=strategy)
+            begin = model.set_up(jax.random.key(0), model_args, kwargs).traced
         learned_map = self._map_at(learned.chosen, model_args, kwargs)
-        return self._init_fn(rng_key, init_params, strategy, learned_map)
+        return self._init_fn(rng_key, init_params, begin, learned_map)
 
     def _build(self, num_warmup: int, many: bool) -> None:
         """The programs that start one or many chains and move them on."""
@@ -340,7 +380,7 @@ class FlowNUTS(MCMCKernel):
         ) -> FlowNUTSState:
             def chain(rng_key: Array, init_params: Any) -> HMCState:
                 start_key, rng_key = jax.random.split(rng_key)
-                start = _start(start_key, init_params, strategy, learned_map)
+                start = start_of(start_key, init_params, strategy, learned_map)
                 arguments = (learned_map,)
                 return init(start, num_warmup, model_args=arguments, rng_key=rng_key, **settings)
 
@@ -355,34 +395,9 @@ class FlowNUTS(MCMCKernel):
         # A flow has one set of weights for all chains, which keeps its products matrix by matrix.
         self._sample_fn = jax.vmap(sample, in_axes=(0, None)) if many else sample
 
-    def _checked_start(
-        self, init_params: dict[str, Any], chains: tuple[int, ...]
-    ) -> dict[str, Array]:
-        """Values of the latent sites alone, of the shapes that the chains need."""
-        learned = self._known()
-        example = dict(learned.model.space.shapes)
-        if unknown := [name for name in init_params if name not in learned.model.names]:
-            raise ValueError(
-                f"init_params: the model has no site {unknown[0]!r}; its latent sites are "
-                f"{sorted(example)}."
-            )
-        if missing := [name for name in example if name not in init_params]:
-            raise ValueError(
-                f"init_params: no value for site {missing[0]!r}. Give all latent sites, "
-                "unconstrained, or start some by `FlowNUTS(..., init_strategy=init_to_value(...))`."
-            )
-        start = {name: jnp.asarray(init_params[name]) for name in example}
-        for name, value in start.items():
-            if value.shape != (expected := chains + example[name]):
-                raise ValueError(
-                    f"init_params: expected shape {expected} for site {name!r}, the number of "
-                    f"chains first if there are several, got {value.shape}."
-                )
-        return start
-
-    def _sites(self, chosen: Chosen, u: Array) -> dict[str, Array]:
+    def _sites(self, chosen: Chosen, u: Array) -> Any:
         """Unconstrained values of the sites from points of the base space, ``(*batch, dim)``."""
-        return self._known().model.space.unpack(chosen.flow.transform(u))
+        return self._as_given(self._known().model.space.unpack(chosen.flow.transform(u)))
 
     def sample(
         self, state: FlowNUTSState, model_args: tuple, model_kwargs: dict[str, Any]
@@ -438,7 +453,7 @@ class FlowNUTS(MCMCKernel):
 
     def postprocess_fn(self, model_args: tuple, model_kwargs: dict[str, Any]) -> Callable:
         """From unconstrained values to those of the latent and deterministic sites."""
-        if self._learned is None:
+        if self._learned is None or self._potential_fn:
             return lambda z: z
         density = self._learned.model.log_density(model_args, model_kwargs)
         return functools.partial(sites_of, density)
@@ -454,31 +469,20 @@ class FlowNUTS(MCMCKernel):
             return report_of(learned)
         if mcmc.sampler is not self or mcmc.last_state is None:
             raise ValueError("mcmc: expected the `MCMC` that ran this kernel, after its run.")
+        draws = mcmc.get_samples(group_by_chain=True)
+        if self._potential_fn:
+            draws = self._model.sites(draws)
         names = [name for name, _ in learned.model.space.shapes]
-        run = report_of_run(mcmc, names, self._jump_every)
+        run = report_of_run(mcmc, {name: draws[name] for name in names}, self._jump_every)
         return dataclasses.replace(report_of(learned), run=run)
+
+
+def _minus(potential_fn: Callable[[Any], Any], values: Any) -> Any:
+    return -potential_fn(values)
 
 
 def _potential_of(learned: LearnedMap) -> Callable[[Array], Array]:
     return lambda u: -learned.log_density(u)
-
-
-def _start(key: Array, init_params: Any, strategy: Traced | None, learned: LearnedMap) -> Array:
-    """Where a chain starts in the base space."""
-    space = learned.space
-    if init_params is not None:
-        # NumPyro's unconstrained values are ours, but for angles, which it cuts.
-        latent = space.pack(
-            {
-                name: biject_to(constraints.circular)(x) if name in space.circular else x
-                for name, x in init_params.items()
-            }
-        )
-    elif strategy is not None:
-        _, latent = strategy(key)
-    else:
-        return learned.sample_start(key)
-    return learned.transform.inv(space.wind(latent, learned.windings))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -149,13 +149,12 @@ def report_of(learned: Learned) -> FlowNUTSReport:
     )
 
 
-def report_of_run(mcmc: MCMC, names: list[str], jump_every: int) -> RunReport:
-    """The report of a run, with the latent sites of these names."""
+def report_of_run(mcmc: MCMC, draws: dict[str, Any], jump_every: int) -> RunReport:
+    """The report of a run, with the draws of its latent sites, ``(chains, n, *shape)``."""
     fields = mcmc.get_extra_fields(group_by_chain=True)
     energy, jumped = np.asarray(fields["energy"]), np.asarray(fields["jumped"])
     num_jumps = jumped.shape[1] // jump_every if jump_every else 0
-    samples = mcmc.get_samples(group_by_chain=True)
-    figures = _figures({name: np.asarray(samples[name]) for name in names})
+    figures = _figures({name: np.asarray(values) for name, values in draws.items()})
     return RunReport(
         num_draws=energy.size,
         num_chains=len(energy),
