@@ -46,7 +46,9 @@ class Schedule:
         self.losses = np.empty(0)
         #: Importance ESS that an early end counted on.
         self.expected_ess = 0.0
-        self._gains, self._is_last = FALL_GAINS, False  # 1.0 once less was found than expected
+        #: Whether the fall may be counted on; no more once it gave less than that.
+        self._hopes = True
+        self._is_last = False
 
     def rates(self, num: int) -> np.ndarray:
         steps = np.arange(self.step, self.step + num)
@@ -65,30 +67,34 @@ class Schedule:
         if self._is_last or self.step >= self.fall or self.step < started:
             return
         # A loss is the mean of log weights, whose variance v makes their ESS 1 / (1 + v).
+        equal = 1 / self.target_ess - 1
         latest = _finite(self.losses[-CHUNK:])
-        if len(latest) < CHUNK / 2:
-            return
-        variance = latest.var() * self.num_particles
-        since = self.step - self.begin
-        if variance < self._gains * (1 / self.target_ess - 1):
-            # A last chunk of another length would be another program to compile.
-            end = -(-(self.begin + since * 3 // 2) // CHUNK) * CHUNK
-            self.fall, self.stop = self.step, min(self.stop, end)
-            self.expected_ess = self.target_ess
-            return
-        if self.step < started + 2 * WINDOW:
+        enough = self._hopes and len(latest) > CHUNK / 2
+        if enough and latest.var() * self.num_particles < FALL_GAINS * equal:
+            self._end(1.5, self.target_ess)
+        if self.step >= self.fall or self.step < started + 2 * WINDOW:
             return
         # Longer windows later on: what falls slowly needs more steps to be seen beside its noise.
-        window = max(WINDOW, since // 3)
+        window = max(WINDOW, (self.step - self.begin) // 3)
         before, after = (_finite(part) for part in np.split(self.losses[-2 * window :], 2))
         if min(len(before), len(after)) < WINDOW / 2:
             return
+        variance = after.var() * self.num_particles
         error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
         smallest = max(error, SMALLEST_GAIN)
-        if variance < NEARLY_EQUAL and self._gains > 1:
-            smallest = max(smallest, variance / 6)  # a third of the divergence v / 2 that is left
-        if before.mean() - after.mean() < smallest:
-            self.fall, self.stop = self.step, min(self.stop, self.step + since)
+        if self._hopes and variance < NEARLY_EQUAL:
+            smallest = max(smallest, variance / 8)  # a quarter of the divergence v / 2 that is left
+        if variance < equal:
+            self._end(1.5, self.target_ess)
+        elif before.mean() - after.mean() < smallest:
+            self._end(2.0)
+
+    def _end(self, factor: float, expected_ess: float = 0.0) -> None:
+        """Let the rate fall from now on, to the end of ``factor`` times the steps made so far."""
+        # A last chunk of another length would be another program to compile.
+        num = -(-factor * (self.step - self.begin) // CHUNK) * CHUNK
+        self.fall, self.stop = self.step, min(self.stop, self.begin + int(num))
+        self.expected_ess = expected_ess
 
     def resume(self) -> bool:
         """Allow more steps if some are left and this was not done before; whether it did."""
@@ -96,8 +102,8 @@ class Schedule:
             return False
         was_expected, self.expected_ess = self.expected_ess > 0, 0.0
         self.begin = self.step
-        if was_expected and self._gains > 1:
-            self._gains, self.stop = 1.0, self.num_steps
+        if was_expected and self._hopes:
+            self._hopes, self.stop = False, self.num_steps
         else:
             self._is_last, self.stop = True, min(self.num_steps, 2 * self.step)
         self.fall = (self.begin + self.stop) // 2
