@@ -36,6 +36,7 @@ from .infer import (
     importance_resample,
     learn_map,
     log_density_model,
+    log_evidence,
     random_flow_module,
     to_arviz,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "fit_guide",
     "importance_log_weights",
     "importance_resample",
+    "log_evidence",
     "to_arviz",
     "NeuTraReparam",
     "learn_map",

@@ -1,6 +1,7 @@
 """Flows in NumPyro's inference: guides, their fit and its verdict, samplers, learnable priors."""
 
 from .elbo import STL_ELBO
+from .evidence import Evidence, log_evidence
 from .export import to_arviz
 from .fit import GuideFit, fit_guide
 from .guides import AmortizedFlow, AutoFlow, augmented_model
@@ -15,6 +16,7 @@ __all__ = [
     "STL_ELBO",
     "AmortizedFlow",
     "AutoFlow",
+    "Evidence",
     "FlowNUTS",
     "FlowNUTSReport",
     "GuideFit",
@@ -26,6 +28,7 @@ __all__ = [
     "importance_resample",
     "learn_map",
     "log_density_model",
+    "log_evidence",
     "random_flow_module",
     "to_arviz",
 ]

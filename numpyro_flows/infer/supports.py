@@ -63,6 +63,14 @@ class Winding(Transform):
         every = -0.5 * ((wrapped(v)[..., None] + turns) / jnp.asarray(self.scale)[..., None]) ** 2
         return -0.5 * (v / self.scale) ** 2 - jax.nn.logsumexp(every, axis=-1)
 
+    def unwind(self, key: Array, y: Array) -> Array:
+        """Angles on the line, their winding numbers drawn from their probabilities."""
+        turns = 2 * jnp.pi * jnp.arange(-TURNS, TURNS + 1, dtype=y.dtype)
+        every = wrapped(y - self.centre)[..., None] + turns
+        logits = -0.5 * (every / jnp.asarray(self.scale)[..., None]) ** 2
+        chosen = jax.random.categorical(key, logits)[..., None]
+        return self.centre + jnp.take_along_axis(every, chosen, axis=-1)[..., 0]
+
     def tree_flatten(self) -> Any:
         return (self.centre, self.scale), (("centre", "scale"), {})
 
