@@ -31,6 +31,7 @@ from .infer import (
     NeuTraReparam,
     augmented_model,
     fit_guide,
+    fit_pymc,
     flow_module,
     importance_log_weights,
     importance_resample,
@@ -38,6 +39,7 @@ from .infer import (
     log_density_model,
     log_evidence,
     random_flow_module,
+    sample_pymc,
     to_arviz,
 )
 from .initialization import initialize
@@ -116,6 +118,8 @@ __all__ = [
     "learn_map",
     "FlowNUTS",
     "log_density_model",
+    "fit_pymc",
+    "sample_pymc",
     # trust and tools
     "check_transform",
     "save",

@@ -14,7 +14,7 @@ def blocks():
 
 
 def test_there_is_an_example_for_each_use():
-    assert len(blocks()) == 6
+    assert len(blocks()) == 7
 
 
 @pytest.mark.slow
@@ -27,6 +27,8 @@ def test_readme(tmp_path, monkeypatch):
     assert names["fitted"].trusted
     assert names["corrected"]["theta"].shape == (1000, 4)
     assert handlers.seed(names["guide_of_rows"], 0)(names["y"])["theta"].shape == (4,)
+    assert names["density_fit"].trusted
+    assert names["evidence"].trusted
     assert names["mcmc"].get_samples()["theta"].shape == (1000, 4)
     with handlers.seed(rng_seed=0):
         names["next_study"](names["y"])

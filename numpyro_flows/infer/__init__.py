@@ -10,6 +10,7 @@ from .kernels import FlowNUTS, FlowNUTSReport
 from .learning import learn_map
 from .log_density_model import log_density_model
 from .params import flow_module, random_flow_module
+from .pymc_models import fit_pymc, sample_pymc
 from .reparam import NeuTraReparam
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NeuTraReparam",
     "augmented_model",
     "fit_guide",
+    "fit_pymc",
     "flow_module",
     "importance_log_weights",
     "importance_resample",
@@ -30,5 +32,6 @@ __all__ = [
     "log_density_model",
     "log_evidence",
     "random_flow_module",
+    "sample_pymc",
     "to_arviz",
 ]

@@ -96,7 +96,7 @@ def to_arviz(
     stats["log_weight"] = stats["lp"] - stats["log_q"]
     groups["observed_data"] = known.observed
     groups["constant_data"] = {k: np.asarray(v) for k, v in (constant_data or {}).items()}
-    return _inference_data(groups, known.axes, dims or {}, coords or {})
+    return inference_data(groups, known.axes, dims or {}, coords or {})
 
 
 def _drawn(
@@ -248,13 +248,21 @@ def _each(runs: list[Traced], key: Array, latent: Sites) -> dict[str, Sites]:
     return jax.lax.map(one, (jax.random.split(key, num_samples), latent))
 
 
-def _inference_data(
+def inference_data(
     groups: dict[str, dict[str, np.ndarray]],
     axes: Mapping[str, Sequence[str | None]],
     dims: Mapping[str, Sequence[str | None]],
     coords: Mapping[str, Sequence[Any]],
+    attributes: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The groups as labelled arrays, in the form that the ArviZ at hand has."""
+    """The groups as labelled arrays, in the form that the ArviZ at hand has.
+
+    :param groups: arrays by group and name; those of draws are ``(chains, n, *shape)``.
+    :param axes: names of axes by site, as plates have them.
+    :param dims: names of axes by site, as given.
+    :param coords: labels along dimensions.
+    :param attributes: of each group, beside the library's name.
+    """
     import arviz
     import xarray
 
@@ -272,8 +280,8 @@ def _inference_data(
                 dim: coords.get(dim, np.arange(n)) for dim, n in zip(own, value.shape, strict=True)
             }
         if variables:
-            attributes = {"inference_library": "numpyro_flows"}
-            data[group] = xarray.Dataset(variables, labels, attributes)
+            named = {"inference_library": "numpyro_flows", **(attributes or {})}
+            data[group] = xarray.Dataset(variables, labels, named)
     if int(arviz.__version__.split(".")[0]) < 1:
         return arviz.InferenceData(**data)
     return xarray.DataTree.from_dict(data)
