@@ -129,7 +129,7 @@ def test_a_lognormal_context(sigma, sign):
     context *= sign
     flow = nf.realnvp(jax.random.key(1), 1, context_dim=1, depth=2, hidden=(32, 32))
     with pytest.warns(UserWarning, match="context: column 0 spans orders of magnitude"):
-        fitted = fit(flow, theta, context, **QUICK)
+        fitted = fit(flow, theta, context, **(QUICK | {"max_epochs": 30}))
     figure = log_prob(fitted.flow.condition(context), theta).mean()
     assert best - 0.1 < figure < best + 0.05
     assert abs(fitted.train_losses[fitted.best_epoch - 1] + figure) < 0.05
