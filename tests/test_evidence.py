@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -11,7 +10,8 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from numpyro.infer import MCMC, NUTS
+from kernels import run
+from numpyro.infer import NUTS
 
 import numpyro_flows as nf
 from numpyro_flows.infer.evidence import _bridge
@@ -116,16 +116,7 @@ def test_draws_of_nuts_with_their_chains():
             theta = numpyro.deterministic("theta", mu + tau * unit)
             numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
-    mcmc = MCMC(
-        NUTS(not_centred),
-        num_warmup=500,
-        num_samples=1000,
-        num_chains=4,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(jax.random.key(0), y, sigma)
-    samples = mcmc.get_samples(group_by_chain=True)
+    samples = run(NUTS(not_centred), y, sigma, num_chains=4).get_samples(group_by_chain=True)
     found = nf.log_evidence(samples, eight_schools, y, sigma, progress_bar=False)
 
     # tau = 5 tan(phi) turns the half-Cauchy prior into a uniform one.

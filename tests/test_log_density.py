@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from kernels import run
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
@@ -130,15 +131,7 @@ def test_flow_nuts_takes_a_potential_energy():
         ("nuts", NUTS(potential_fn=correlated)),
         ("ours", nf.FlowNUTS(potential_fn=correlated, progress_bar=False)),
     ):
-        mcmc = MCMC(
-            kernel,
-            num_warmup=400,
-            num_samples=1000,
-            num_chains=4,
-            chain_method="vectorized",
-            progress_bar=False,
-        )
-        mcmc.run(KEY, init_params=starts, extra_fields=fields)
+        mcmc = run(kernel, num_chains=4, init_params=starts, extra_fields=fields)
         found[name] = mcmc.get_samples(), mcmc.get_extra_fields()
     (draws, extra), (theirs, their_extra) = found["ours"], found["nuts"]
     assert jax.tree.map(jnp.shape, draws) == jax.tree.map(jnp.shape, theirs)

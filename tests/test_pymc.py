@@ -105,20 +105,18 @@ def gaussian_process(pm):
     return model
 
 
+def ordered_pair(pm, name, scale):
+    ordered = pm.distributions.transforms.ordered
+    return pm.Normal(name, 0.0, scale, shape=2, transform=ordered, initval=np.array([-1.0, 1.0]))
+
+
 def ordered_logistic(pm):
     rng = np.random.default_rng(1)
     x = rng.normal(size=80)
     y = np.digitize(1.2 * x + rng.logistic(size=80), [-1.0, 1.0])
     with pm.Model() as model:
         slope = pm.Normal("slope", 0.0, 2.0)
-        cut = pm.Normal(
-            "cut",
-            0.0,
-            3.0,
-            shape=2,
-            transform=pm.distributions.transforms.ordered,
-            initval=np.array([-0.5, 0.5]),
-        )
+        cut = ordered_pair(pm, "cut", 3.0)
         pm.OrderedLogistic("y", slope * x, cut, observed=y)
     return model
 
@@ -128,14 +126,7 @@ def mixture(pm):
     y = np.concatenate([rng.normal(-2, 0.7, 40), rng.normal(2, 1.0, 80)])
     with pm.Model() as model:
         weight = pm.Dirichlet("weight", np.array([2.0, 2.0]))
-        loc = pm.Normal(
-            "loc",
-            0.0,
-            4.0,
-            shape=2,
-            transform=pm.distributions.transforms.ordered,
-            initval=np.array([-1.0, 1.0]),
-        )
+        loc = ordered_pair(pm, "loc", 4.0)
         scale = pm.HalfNormal("scale", 2.0, shape=2)
         pm.NormalMixture("y", weight, loc, scale, observed=y)
     return model

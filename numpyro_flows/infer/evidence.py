@@ -14,11 +14,10 @@ from scipy.special import logsumexp
 from ..checks import check_key, check_size
 from ..compilation import jit, split
 from ..diagnostics import importance_ess, psis_khat
-from ..distribution import FlowDistribution, partition
-from ..training import fit
+from ..distribution import FlowDistribution
 from ..transforms import FixedAffine
-from .fisher import affine_of_moments
-from .guide_flow import flow_of, guide_flow
+from .fisher import affine_of_moments, fit_likelihood
+from .guide_flow import guide_flow
 from .guides import AutoFlow
 from .latent_space import LatentSpace
 from .maps import BATCH, LearnedMap, draw
@@ -140,22 +139,13 @@ def log_evidence(
             "the unconstrained value is infinite. Draw in float64, or leave them out."
         )
     u = u.reshape(chains, -1, guide.latent_dim)
-    half = u.shape[1] // 2
-    first, second = (part.reshape(-1, guide.latent_dim) for part in (u[:, :half], u[:, half:]))
-    unit = FixedAffine(centre, jnp.ones_like(centre))
-    affine = affine_of_moments(unit, first)
-    params, rest = guide.initial_flow(build_key), guide.rest
-    fitted = fit(
-        fit_key,
-        flow_of(params, rest),
-        affine.inv(jnp.asarray(first, centre.dtype)),
-        standardize=False,
-        patience=20,
-        progress_bar=progress_bar,
-    )
-    params, _ = partition(fitted.flow.transform)
+    halves = np.split(u, [u.shape[1] // 2], axis=1)
+    first, second = (jnp.asarray(half.reshape(-1, guide.latent_dim)) for half in halves)
+    affine = affine_of_moments(FixedAffine(centre, jnp.ones_like(centre)), first)
+    fresh = guide.initial_flow(build_key)
+    params = fit_likelihood(fit_key, fresh, guide.rest, affine, first, progress_bar)
     learned = LearnedMap(begun.density, guide.flow(params, affine), wide)
-    of_posterior = np.asarray(_log_ratios(learned, jnp.asarray(second, centre.dtype)), float)
+    of_posterior = np.asarray(_log_ratios(learned, second), float)
     if not np.isfinite(of_posterior).all():
         raise ValueError(
             f"samples: at {(~np.isfinite(of_posterior)).sum()} of {len(second)} draws the model's "

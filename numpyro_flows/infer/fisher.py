@@ -17,11 +17,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from ..compilation import jit
-from ..distribution import FlowDistribution
+from ..distribution import FlowDistribution, partition
+from ..training import fit
 from ..training.loop import adam, run_steps, start
 from ..transform import FlowTransform
 from ..transforms import FixedAffine
-from .guide_flow import assemble
+from .guide_flow import assemble, flow_of
 from .normals import FULL, matched
 from .preconditioner import Affine
 
@@ -99,6 +100,27 @@ def affine_of_moments(affine: FixedAffine, x: ArrayLike) -> FixedAffine:
     if num < 2 * dim:
         return rough.after(mean, np.diag(scale)).transform()
     return rough.after(mean, np.linalg.cholesky(np.cov(w.T).reshape(dim, dim))).transform()
+
+
+def fit_likelihood(
+    key: Array, params: Any, rest: Any, affine: FixedAffine, x: Array, progress_bar: bool
+) -> Any:
+    """Train a guide's flow on draws by maximum likelihood; the affine map behind it stays.
+
+    :param params: initial parameters of the flow.
+    :param rest: the part of the flow that is not trained.
+    :param x: draws, shape ``(n, dim)``.
+    :return: the best parameters on the draws held out.
+    """
+    fitted = fit(
+        key,
+        flow_of(params, rest),
+        affine.inv(x),
+        standardize=False,
+        patience=20,
+        progress_bar=progress_bar,
+    )
+    return partition(fitted.flow.transform)[0]
 
 
 @jit(once=True)

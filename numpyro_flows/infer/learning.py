@@ -18,8 +18,7 @@ from numpyro.infer.initialization import init_to_uniform
 
 from ..compilation import is_traced, split
 from ..diagnostics import importance_ess, psis_khat
-from ..distribution import FlowDistribution, partition
-from ..training import fit
+from ..distribution import FlowDistribution
 from ..transforms import FixedAffine
 from .density import own_params
 from .fisher import (
@@ -28,9 +27,10 @@ from .fisher import (
     affine_of_scores,
     divergence_of,
     fit_fisher,
+    fit_likelihood,
     mean_log_density,
 )
-from .guide_flow import flow_of, guide_flow
+from .guide_flow import guide_flow
 from .guides import AutoFlow
 from .latent_space import LatentSpace, LogDensity, SetUp
 from .maps import LearnedMap, draw
@@ -331,16 +331,9 @@ class _Learner:
         if not len(draws.x) or not len(held_out.x):
             return
         affine = affine_of_moments(self._located, draws.x)
-        fresh = flow_of(self._guide.initial_flow(self._flow_key), self._guide.rest)
-        fitted = fit(
-            fit_key,
-            fresh,
-            affine.inv(draws.x),
-            standardize=False,
-            patience=20,
-            progress_bar=progress_bar,
-        )
-        found = _Candidate(affine, partition(fitted.flow.transform)[0])
+        fresh, rest = self._guide.initial_flow(self._flow_key), self._guide.rest
+        params = fit_likelihood(fit_key, fresh, rest, affine, draws.x, progress_bar)
+        found = _Candidate(affine, params)
         trial = Trial(
             "flow by draws from scattered starts",
             "log density",

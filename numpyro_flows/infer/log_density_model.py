@@ -34,7 +34,6 @@ class LogDensityModel:
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"example: two leaves have one name among {sorted(self.names)}.")
         self._log_density = log_density
-        self._shapes = tuple(jnp.shape(leaf) for _, leaf in paths)
         named = zip(self.names, (leaf for _, leaf in paths), strict=True)
         supports = _supports(support, example)
         self._priors = [
@@ -77,7 +76,8 @@ class LogDensityModel:
     def is_like(self, example: Any) -> bool:
         """Whether a pytree has the structure and the shapes of the example."""
         leaves, structure = jax.tree.flatten(example)
-        return structure == self._structure and self._shapes == tuple(map(jnp.shape, leaves))
+        shapes = [prior.event_shape for prior in self._priors]
+        return structure == self._structure and shapes == list(map(jnp.shape, leaves))
 
 
 def log_density_model(

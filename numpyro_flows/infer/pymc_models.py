@@ -4,6 +4,7 @@ PyMC is imported where it is used; ``pip install 'numpyro_flows[pymc]'``.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ from numpyro.infer import MCMC
 
 from ..checks import check_key, check_size
 from ..compilation import jit, split
+from ..distribution import FlowDistribution
 from .export import inference_data
 from .fit import fit_guide
+from .guide_flow import guide_flow
 from .guides import AutoFlow
 from .kernels import FlowNUTS
 from .log_density_model import log_density_model
@@ -96,7 +99,7 @@ def fit_pymc(
     *,
     key: Array | None = None,
     num_samples: int = 4000,
-    flow: Any = None,
+    flow: Callable[..., FlowDistribution] = guide_flow,
     progress_bar: bool = True,
     **options: Any,
 ) -> Any:
@@ -127,7 +130,7 @@ def fit_pymc(
     check_size("num_samples", num_samples)
     translated = _Translated("fit_pymc", model)
     fit_key, draw_key, *_ = split(jax.random.key(0) if key is None else check_key(key), 4)
-    guide = AutoFlow(translated.model) if flow is None else AutoFlow(translated.model, flow)
+    guide = AutoFlow(translated.model, flow)
     fitted = fit_guide(fit_key, guide, progress_bar=progress_bar, **options)
     if not fitted.trusted:
         warnings.warn(f"nf.fit_pymc: {fitted.verdict}", stacklevel=2)

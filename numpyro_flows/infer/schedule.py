@@ -15,7 +15,7 @@ CHUNK: Final = 100
 #: 15 dimensions it was three to nine, since most of it is the noise of the steps themselves.
 FALL_GAINS: Final = 3.0
 #: Variance of the log weights below which that noise is most of what the loss could still gain.
-NEARLY_EQUAL: Final = 0.25
+MOSTLY_NOISE: Final = 0.25
 
 
 class Schedule:
@@ -82,7 +82,7 @@ class Schedule:
         variance = after.var() * self.num_particles
         error = np.hypot(before.std() / len(before) ** 0.5, after.std() / len(after) ** 0.5)
         smallest = max(error, SMALLEST_GAIN)
-        if self._hopes and variance < NEARLY_EQUAL:
+        if self._hopes and variance < MOSTLY_NOISE:
             smallest = max(smallest, variance / 8)  # a quarter of the divergence v / 2 that is left
         if variance < equal:
             self._end(1.5, self.target_ess)

@@ -58,18 +58,20 @@ class Winding(Transform):
         return self.centre + wrapped(y - self.centre)
 
     def log_abs_det_jacobian(self, x: Array, y: Array | None, intermediates: Any = None) -> Array:
-        v = x - self.centre
-        turns = 2 * jnp.pi * jnp.arange(-TURNS, TURNS + 1, dtype=v.dtype)
-        every = -0.5 * ((wrapped(v)[..., None] + turns) / jnp.asarray(self.scale)[..., None]) ** 2
-        return -0.5 * (v / self.scale) ** 2 - jax.nn.logsumexp(every, axis=-1)
+        _, every = self._turned(x)
+        return -0.5 * ((x - self.centre) / self.scale) ** 2 - jax.nn.logsumexp(every, axis=-1)
 
     def unwind(self, key: Array, y: Array) -> Array:
         """Angles on the line, their winding numbers drawn from their probabilities."""
-        turns = 2 * jnp.pi * jnp.arange(-TURNS, TURNS + 1, dtype=y.dtype)
-        every = wrapped(y - self.centre)[..., None] + turns
-        logits = -0.5 * (every / jnp.asarray(self.scale)[..., None]) ** 2
+        v, logits = self._turned(y)
         chosen = jax.random.categorical(key, logits)[..., None]
-        return self.centre + jnp.take_along_axis(every, chosen, axis=-1)[..., 0]
+        return self.centre + jnp.take_along_axis(v, chosen, axis=-1)[..., 0]
+
+    def _turned(self, x: Array) -> tuple[Array, Array]:
+        """Each turn's v, and the logarithm of its window; the turns are the last axis."""
+        turns = 2 * jnp.pi * jnp.arange(-TURNS, TURNS + 1, dtype=x.dtype)
+        v = wrapped(x - self.centre)[..., None] + turns
+        return v, -0.5 * (v / jnp.asarray(self.scale)[..., None]) ** 2
 
     def tree_flatten(self) -> Any:
         return (self.centre, self.scale), (("centre", "scale"), {})
