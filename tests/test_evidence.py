@@ -163,6 +163,7 @@ def test_draws_that_hardly_meet_are_called_so():
         (lambda s: {}, "no draws of the latent site 'beta'"),
         (lambda s: {"beta": s["beta"][:, :2]}, r"site 'beta' of shape \(n, \*\(3,\)\)"),
         (lambda s: {"beta": s["beta"][:50]}, "at least 100 draws, got 50"),
+        (lambda s: {"beta": s["beta"] * [1.0, 0.0, 1.0]}, "draws of site 'beta' do not move"),
         (lambda s: {"beta": s["beta"] * np.nan}, "4000 of 4000 draws lie on the boundary"),
     ],
 )

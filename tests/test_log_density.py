@@ -154,6 +154,8 @@ def test_a_potential_energy_of_one_chain_and_a_bare_array():
     assert mcmc.get_samples().shape == (500, 2)
     np.testing.assert_allclose(mcmc.get_samples().mean(0), 3.0, atol=0.2)
     assert kernel.sites.shape == (2,)
+    mcmc.run(KEY, "of no model", init_params=jnp.zeros(2))  # ignored, as by NUTS
+    np.testing.assert_allclose(mcmc.get_samples().mean(0), 3.0, atol=0.2)
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,8 @@ def log_evidence(
     :param key: ``jax.random.key`` for the fit and the flow's draws; one of zero by default.
     :param progress_bar: whether the fit shows one.
     :raises ValueError: if a latent site is missing or of another shape, for fewer than 100 draws,
-        for draws on the boundary of a support or at which the density is not finite, and for a
-        model with discrete latent sites or none.
+        for draws that do not move, that lie on the boundary of a support or at which the density
+        is not finite, and for a model with discrete latent sites or none.
 
     >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist, numpyro_flows as nf
     >>> def model(y):
@@ -141,6 +141,12 @@ def log_evidence(
     u = u.reshape(chains, -1, guide.latent_dim)
     halves = np.split(u, [u.shape[1] // 2], axis=1)
     first, second = (jnp.asarray(half.reshape(-1, guide.latent_dim)) for half in halves)
+    moves = guide.space.unpack(np.ptp(np.asarray(first), axis=0) > 0)
+    if still := [name for name, each in moves.items() if not each.all()]:
+        raise ValueError(
+            f"samples: the draws of site {still[0]!r} do not move. The chain is stuck, or its "
+            "values are held fixed: condition the model on them, `numpyro.handlers.condition`."
+        )
     affine = affine_of_moments(FixedAffine(centre, jnp.ones_like(centre)), first)
     fresh = guide.initial_flow(build_key)
     params = fit_likelihood(fit_key, fresh, guide.rest, affine, first, progress_bar)

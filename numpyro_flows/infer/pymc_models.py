@@ -1,6 +1,7 @@
 """Models of PyMC, and of what is built on it: fitted and sampled through their log density in JAX.
 
-PyMC is imported where it is used; ``pip install 'numpyro_flows[pymc]'``.
+PyMC is imported where it is used; ``pip install 'numpyro_flows[pymc]'``. Its JAX part sets JAX to
+float64 for the whole process.
 """
 
 import warnings
@@ -106,7 +107,8 @@ def fit_pymc(
     """Fit a flow guide to a PyMC model; draws for ArviZ.
 
     ``nf.fit_guide`` of an ``nf.AutoFlow`` over PyMC's unconstrained values, by PyMC's own log
-    density compiled to JAX. A warning has the verdict if the draws cannot be relied on.
+    density compiled to JAX. A warning has the verdict if the draws cannot be relied on. PyMC sets
+    JAX to float64 for the whole process.
 
     :param model: a ``pymc.Model`` without discrete free variables.
     :param key: ``jax.random.key``; that of seed 0 by default.
@@ -152,7 +154,8 @@ def sample_pymc(
 ) -> Any:
     """Sample a PyMC model with ``nf.FlowNUTS``; draws for ArviZ.
 
-    A warning has the verdict if the draws cannot be relied on.
+    A warning has the verdict if the draws cannot be relied on. PyMC sets JAX to float64 for the
+    whole process.
 
     :param model: a ``pymc.Model`` without discrete free variables.
     :param key: ``jax.random.key``; that of seed 0 by default.

@@ -477,8 +477,8 @@ class FlowNUTS(MCMCKernel):
         return dataclasses.replace(report_of(learned), run=run)
 
 
-def _minus(potential_fn: Callable[[Any], Any], values: Any) -> Any:
-    return -potential_fn(values)
+def _minus(potential_fn: Callable[[Any], Any], values: Any, *args: Any, **kwargs: Any) -> Any:
+    return -potential_fn(values)  # arguments of the run are for models, as under NUTS
 
 
 def _potential_of(learned: LearnedMap) -> Callable[[Array], Array]:
