@@ -47,6 +47,7 @@ def monotone_root(
     >>> jax.grad(lambda a: monotone_root(cube, y, a, -y - 1, y + 1).sum())(1.0)  # -8 / 13
     Array(-0.61538464, dtype=float32, weak_type=True)
     """
+    y = jnp.asarray(y)  # a number as it came, in JAX before 0.8
     eps = jnp.finfo(y.dtype).eps
 
     def active(state: Any) -> Array:

@@ -84,9 +84,40 @@ def test_a_model_with_other_data_compiles_nothing():
 
 def test_what_an_output_reads():
     traced = Traced(lambda x, y: {"a": x + 1, "b": x * y, "c": 3.0}, 1.0, 2.0)
-    where = traced.outputs
-    reads = {name: (traced.reads(0, i), traced.reads(1, i)) for name, i in where.items()}
-    assert reads == {"a": (True, False), "b": (True, True), "c": (False, False)}
+    each = traced.read_by_each()
+    assert {name: each[i] for name, i in traced.outputs.items()} == {
+        "a": {0},
+        "b": {0, 1},
+        "c": set(),
+    }
+
+
+def test_what_the_outputs_of_calls_and_loops_read():
+    def loop(x, y, z):
+        def step(carry, seen):
+            one, other = carry
+            return (other, other + x), (jax.nn.softplus(seen), one, x)
+
+        (one, other), each = jax.lax.scan(step, (z, 0.0), jnp.ones(3) * y)
+        return {
+            "one": one,
+            "other": other,
+            "each": each,
+            "branch": jax.lax.cond(x > 0, lambda: y, lambda: z),
+        }
+
+    traced = Traced(loop, 1.0, 2.0, 3.0)
+    each = traced.read_by_each()
+    found = jax.tree.map(lambda i: each[i], traced.outputs)
+    assert found == {"one": {0, 2}, "other": {0}, "each": ({1}, {0, 2}, {0}), "branch": {0, 1, 2}}
+
+
+def test_a_part_of_the_outputs():
+    data, other = jnp.arange(3.0), jnp.ones(5)
+    traced = Traced(lambda x: {"a": x * data, "b": x + other}, 2.0)
+    part = traced.only({"found": traced.outputs["a"]})
+    np.testing.assert_array_equal(part(3.0)["found"], 3.0 * data)
+    assert [leaf.shape for leaf in jax.tree.leaves(part)] == [(3,)]
 
 
 def test_other_arguments_than_it_was_traced_for():

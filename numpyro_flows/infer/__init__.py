@@ -4,6 +4,7 @@ from .elbo import STL_ELBO
 from .evidence import Evidence, log_evidence
 from .export import to_arviz
 from .fit import GuideFit, fit_guide
+from .guide_flow import model_informed
 from .guides import AmortizedFlow, AutoFlow, augmented_model
 from .importance import importance_log_weights, importance_resample
 from .kernels import FlowNUTS, FlowNUTSReport
@@ -31,6 +32,7 @@ __all__ = [
     "learn_map",
     "log_density_model",
     "log_evidence",
+    "model_informed",
     "random_flow_module",
     "sample_pymc",
     "to_arviz",

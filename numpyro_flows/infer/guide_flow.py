@@ -90,6 +90,56 @@ def guide_flow(key: Array, dim: int, *, context_dim: int = 0) -> FlowDistributio
     )
 
 
+def model_informed(
+    key: Array,
+    dim: int,
+    *,
+    flow: Callable[..., FlowDistribution] = guide_flow,
+    context_dim: int = 0,
+) -> FlowDistribution:
+    r"""A guide's flow whose coordinates know the model's hierarchies, for ``nf.AutoFlow``.
+
+    Where the location m and the scale s of a site depend on other sites, as in
+    :math:`\theta_j \sim N(\mu, \tau)`, its unconstrained value is
+
+    .. math:: x = (1 - a) \, m + s^{1 - b} u, \qquad a, b \in [0, 1],
+
+    with degrees of centring a and b for each element, and the flow is one over all u. They are
+    found with the preconditioner, by the ELBO of a normal, and stay as they are while the flow
+    trains. So a guide or a sampler needs no choice between the centred form (1) and the non-centred
+    one (0), in which data that say little or much of an element make a funnel. The map is exact.
+    Families: normal, Student, Laplace, Cauchy, logistic, Gumbel and their log and affine maps,
+    random walks, and the positive ones with a scale or a rate (half-normal, half-Cauchy,
+    exponential, gamma, inverse gamma, Weibull), also inside plates; a family of one's own joins by
+    ``numpyro_flows.infer.centring.loc_scale.register``. Sites that depend on themselves, as in a
+    ``scan``, keep their location.
+
+    The default flow of ``nf.AutoFlow`` and ``nf.FlowNUTS`` does the same wherever it has the better
+    ELBO. Cost: a second search for the preconditioner, and in each pass the evaluation of the
+    sites' priors once for every level of the hierarchy.
+
+    :param key: ``jax.random.key``.
+    :param dim: number of coordinates.
+    :param flow: the recipe of the flow over u.
+    :param context_dim: width of the context.
+    :return: a flow over vectors of size ``dim``.
+
+    Sources: Gorinova, Moore & Hoffman (2020), arXiv:1906.03028; Ko & Domke (2025),
+    arXiv:2505.24243.
+
+    >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
+    >>> def model():
+    ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    ...     numpyro.sample("effect", dist.Normal(0.0, scale).expand([3]).to_event(1))
+    >>> guide = nf.AutoFlow(model, nf.model_informed)
+    >>> fitted = nf.fit_guide(jax.random.key(0), guide, num_steps=100, progress_bar=False)
+    >>> fitted.trusted
+    True
+    """
+    given = {"context_dim": context_dim} if context_dim else {}
+    return for_guide(flow)(key, dim, **given)
+
+
 class Recipe:
     """A recipe with its settings, equal to others of the same function and equal settings.
 
@@ -99,6 +149,9 @@ class Recipe:
     def __init__(self, recipe: Callable[..., FlowDistribution]):
         self._recipe = recipe
         self._key: Any = recipe
+        inner = recipe.func if isinstance(recipe, functools.partial) else recipe
+        #: Whether the flow may be one over coordinates with degrees of centring.
+        self.centres = inner in (guide_flow, model_informed)
         if isinstance(recipe, functools.partial):
             self._key = recipe.func, recipe.args, tuple(sorted(recipe.keywords.items()))
             try:

@@ -16,19 +16,17 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.constraints import Constraint
 from numpyro.distributions.util import sum_rightmost
 
-from ..compilation import is_traced, jit, split
-from . import _numpyro
-from .density import latent_of, log_joint, whole_plates
+from ..compilation import jit
+from ..parts import Fixed
+from ..transform import FlowTransform
+from .centring import Hierarchy, hierarchy_of, moved, of_sites
+from .density import log_joint, whole_plates
 from .normals import Matrix
 from .preconditioner import Rows
-from .setup import check_latent, explained, with_shapes
-from .supports import Winding, constrain, is_circular, with_idle, wrapped
+from .supports import Winding, constrain, with_idle, wrapped
 from .traced import Traced, traced_at
 
 Sites = dict[str, Array]
-
-#: Starts that are drawn at once, and how often, until one has a finite density.
-NUM_STARTS, NUM_TRIES = 32, 4
 
 
 class LatentSpace(eqx.Module):
@@ -102,7 +100,7 @@ class LatentSpace(eqx.Module):
             if (np.asarray(slope[name] + u[name])[:, np.asarray(where)] == 0).all()
         ]
 
-    def windings(self, loc: Array, scale: Callable[[], Array] | None = None) -> dict[str, Winding]:
+    def windings(self, loc: Any, scale: Callable[[], Array] | None = None) -> dict[str, Winding]:
         """What unwinds the angles, around a point; as wide as the circle without a scale.
 
         :param loc: shape ``(dim,)``.
@@ -132,12 +130,17 @@ class LatentSpace(eqx.Module):
 class LogDensity(eqx.Module):
     r"""Log density of a model over its latent space, traced at the current arguments.
 
-    :math:`\log p(\theta(u), y) + \log |\det \theta'(u)|` for u in the latent space; angles count
+    :math:`\log p(\theta(x), y) + \log |\det \theta'(x)|` for x in the latent space; angles count
     as themselves there. It is a pytree: the arrays that the model read are leaves, and programs
     that take it are compiled once for all models that do the same with other numbers.
 
+    Its coordinates u are the latent space's own, or with :meth:`centred` those in which sites have
+    some degree of centring (``centring.py``).
+
     :ivar space: the latent space.
     :ivar key: what the model's own draws depend on (rows of subsampled plates).
+    :ivar hierarchy: the sites whose location or scale depends on other sites.
+    :ivar degrees: their degrees of centring, two vectors of ``(dim,)``; None for x itself.
 
     :param params: values of the model's own ``param`` sites.
     :param as_nuts: whether a site's scale and mask hold for its log-determinant as well, as
@@ -146,8 +149,11 @@ class LogDensity(eqx.Module):
     """
 
     space: LatentSpace
-    traced: Traced
     key: Array
+    degrees: tuple[Array, Array] | None
+    hierarchy: Hierarchy = eqx.field(static=True)
+    _traced: Traced
+    _parts: Traced
 
     def __init__(
         self,
@@ -161,62 +167,122 @@ class LogDensity(eqx.Module):
         as_nuts: bool = False,
         whole: bool = False,
     ):
-        params = dict(params or {})
+        params, shapes = dict(params or {}), dict(space.shapes)
         dtype = jnp.result_type(float)
 
-        def value(arguments: Any, u: Array, key: Array) -> tuple[Array, Any]:
+        def value(arguments: Any, x: Sites, key: Array) -> tuple[Array, Any]:
             args, kwargs = arguments
             sites, log_dets = {}, {}
             event_dims = dict(space.event_dims)
-            for name, x in space.unpack(u).items():
+            for name in shapes:
                 if name in space.circular:
-                    sites[name] = wrapped(x)
+                    sites[name] = wrapped(x[name])
                     continue
                 transform = biject_to(space.supports[name])
-                sites[name] = transform(x)
-                log_det = transform.log_abs_det_jacobian(x, sites[name])
+                sites[name] = transform(x[name])
+                log_det = transform.log_abs_det_jacobian(x[name], sites[name])
                 extra = log_det.ndim - sites[name].ndim + event_dims[name]
                 log_dets[name] = sum_rightmost(log_det, extra)
             with handlers.block(), whole_plates() if whole else contextlib.nullcontext():
                 joint = log_joint(model, key, args, kwargs, params | sites)
             if as_nuts:
-                log_dets = {name: joint.within(name, x) for name, x in log_dets.items()}
+                log_dets = {name: joint.within(name, term) for name, term in log_dets.items()}
             for name, where in space.idle.items():
-                log_dets[name] = with_idle(log_dets[name], space.unpack(u)[name], where)
-            total = sum((x.sum() for x in log_dets.values()), jnp.zeros((), u.dtype))
-            supports = {name: joint.latent[name]["fn"].support for name, _ in space.shapes}
-            return (joint.log_density + total).astype(u.dtype), (joint.sites, supports)
+                log_dets[name] = with_idle(log_dets[name], x[name], where)
+            total = sum((term.sum() for term in log_dets.values()), jnp.zeros((), dtype))
+            supports = {name: joint.latent[name]["fn"].support for name in shapes}
+            parts = of_sites(joint.latent, {n: s for n, s in shapes.items() if n not in space.idle})
+            return (joint.log_density + total).astype(dtype), (joint.sites, supports, parts)
 
-        self.space, self.key = space, key
-        self.traced = traced_at(
+        self.space, self.key, self.degrees = space, key, None
+        self._traced = traced_at(
             jax.value_and_grad(value, argnums=1, has_aux=True),
             (args, kwargs),
-            jax.ShapeDtypeStruct((space.dim,), dtype),
+            {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()},
             key,
         )
-        (_, (_, supports)), _ = self.traced.outputs
-        for name, support in supports.items():
-            if any(self.traced.reads(0, output) for output in jax.tree.leaves(support)):
+        (_, (_, supports, parts)), _ = self._traced.outputs
+        # Leaves of a dictionary are in the order of its names.
+        names, each = sorted(shapes), self._traced.read_by_each()
+
+        def read_by(output: int | None) -> set[str]:
+            """The sites on which an output may depend."""
+            found = set() if output is None else each[output]
+            return {name for number, name in enumerate(names) if number in found}
+
+        for name in shapes:
+            if any(map(read_by, jax.tree.leaves(supports[name]))):
                 raise ValueError(
                     f"Site {name!r}: its support depends on other latent sites, which a guide "
                     "over one unconstrained space cannot follow. Draw from a fixed support and "
                     "transform: u ~ Uniform(0, 1), then "
                     f"`numpyro.deterministic({name!r}, low + u * (high - low))`."
                 )
+        reads = {}
+        for name in (name for name in shapes if name in parts):
+            loc, scale = parts[name]
+            reads[name] = read_by(loc), read_by(scale)
+        self.hierarchy = hierarchy_of(reads)
+        needed = {site.name: parts[site.name] for site in self.hierarchy.sites}
+        self._parts = self._traced.only(needed)
 
     @property
     def is_random(self) -> bool:
         """Whether the density depends on draws of the model's own."""
-        return self.traced.reads(argument=1, output=0)
+        return len(self.space.shapes) in self._traced.read_by_each()[0]
+
+    def centred(self, degrees: tuple[Array, Array] | None) -> "LogDensity":
+        """The same density in the coordinates of these degrees of centring."""
+        return eqx.tree_at(lambda d: d.degrees, self, degrees, is_leaf=lambda leaf: leaf is None)
+
+    def to_latent(self, u: Array) -> tuple[Array, Array | float]:
+        """The point x of the latent space at u, shape ``(dim,)``, and the log-determinant."""
+        if self.degrees is None:
+            return u, 0.0
+        a, b = map(self.space.unpack, self.degrees)
+        values = x = self.space.unpack(u)
+        log_det: Array | float = 0.0
+        for _ in range(self.hierarchy.num_levels):  # each makes the sites of one more level right
+            parts = self._parts(x, self.key)
+            x, log_det = moved(self.hierarchy, parts, (a, b), values)
+        return self.space.pack(x), log_det
+
+    def from_latent(self, x: Array) -> tuple[Array, Array | float]:
+        """The point u at x of the latent space, shape ``(dim,)``, and the log-determinant."""
+        if self.degrees is None:
+            return x, 0.0
+        a, b = map(self.space.unpack, self.degrees)
+        values = self.space.unpack(x)
+        parts = self._parts(values, self.key)
+        u, log_det = moved(self.hierarchy, parts, (a, b), values, inverse=True)
+        return self.space.pack(u), log_det
+
+    def points(self, move: Callable[[Array], tuple[Array, Any]], rows: Array) -> Array:
+        """Where one of the two maps above takes ``(*batch, dim)``."""
+        if self.degrees is None:
+            return rows
+        return jnp.vectorize(lambda row: move(row)[0], signature="(d)->(d)")(rows)
+
+    def at_latent(self, x: Array, key: Array | None = None) -> tuple[Array, Sites]:
+        """Log density over the latent space at x, and the latent and deterministic sites there."""
+        (value, (sites, _, _)), _ = self._traced(self.space.unpack(x), self._or_own(key))
+        return value, sites
+
+    def _or_own(self, key: Array | None) -> Array:
+        return self.key if key is None else key
 
     def value_and_grad(self, u: Array, key: Array | None = None) -> tuple[Array, Array]:
         """Log density and its gradient at u, shape ``(dim,)``."""
-        (value, _), grad = self.traced(u, self.key if key is None else key)
-        return value, grad
+        if self.degrees is None:
+            (value, _), grads = self._traced(self.space.unpack(u), self._or_own(key))
+            return value, self.space.pack(grads)
+        (x, log_det), back = jax.vjp(self.to_latent, u)
+        value, grad = self.centred(None).value_and_grad(x, key)
+        return value + log_det, back((grad, jnp.ones_like(log_det)))[0]
 
     def __call__(self, u: Array, key: Array | None = None) -> Array:
         """Log density at u, shape ``(dim,)``; it can be differentiated once."""
-        return _density(self, u, self.key if key is None else key)
+        return _density(self, u, self._or_own(key))
 
     def unwound(self, u: Array, windings: Mapping[str, Winding], key: Array | None = None) -> Array:
         """Log density at u, shape ``(dim,)``, and of the winding numbers of its angles there."""
@@ -225,8 +291,37 @@ class LogDensity(eqx.Module):
 
     def sites(self, u: Array) -> Sites:
         """Values of the latent and deterministic sites at u, shape ``(dim,)``."""
-        (_, (sites, _)), _ = self.traced(u, self.key)
-        return sites
+        return self.at_latent(self.to_latent(u)[0])[1]
+
+
+class Centring(FlowTransform):
+    """From the coordinates of a log density to the latent space, as a transform.
+
+    Cost: locations and scales of the model's sites, once for each that depend on each other in a
+    row, and once in the inverse direction.
+
+    :param density: the model's log density with its degrees of centring.
+    """
+
+    density: Fixed
+
+    def __init__(self, density: LogDensity):
+        self.density = Fixed(density)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.density.value.space.dim,)
+
+    def _rows(self, move: Callable, rows: Array) -> tuple[Array, Array]:
+        flat = rows.reshape(-1, rows.shape[-1])
+        moved, log_det = jax.vmap(move, out_axes=(0, 0))(flat)
+        return moved.reshape(rows.shape), log_det.reshape(rows.shape[:-1])
+
+    def _forward_and_log_det(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._rows(self.density.value.to_latent, x)
+
+    def _inverse_and_log_det(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
+        return self._rows(self.density.value.from_latent, y)
 
 
 @jax.custom_jvp
@@ -278,13 +373,8 @@ def constrained(space: LatentSpace, u: Array) -> Sites:
     return jax.vmap(one)(u)
 
 
-@jit(once=True)
-def _starts(traced: Traced, key: Array) -> Array:
-    return jax.vmap(lambda key: traced(key)[1])(jax.random.split(key, NUM_STARTS))
-
-
 @contextlib.contextmanager
-def _advised() -> Iterator[None]:
+def advised() -> Iterator[None]:
     """Programs of the model inside, at points of which some may be far from all reason."""
     try:
         yield
@@ -305,150 +395,8 @@ def search_rows(density: LogDensity, centre: Any) -> Rows:
     windings = density.space.windings(centre)
 
     def rows(u: Matrix) -> tuple[Matrix, Matrix]:
-        with _advised():
+        with advised():
             values, grads = rows_value_and_grad(density, windings, np.asarray(u, dtype))
             return np.asarray(values, float), np.asarray(grads, float)
 
     return rows
-
-
-def _space_of(latent: dict[str, dict[str, Any]]) -> tuple[LatentSpace, Sites]:
-    """The space of these sites, and their unconstrained values; angles as they are."""
-    supports = {name: site["fn"].support for name, site in latent.items()}
-    circular = tuple(name for name in latent if is_circular(supports[name]))
-    values = {
-        name: jnp.asarray(site["value"], jnp.result_type(float))
-        if name in circular
-        else biject_to(supports[name]).inv(site["value"])
-        for name, site in latent.items()
-    }
-    # A mask of an angle leaves it the uniform density that it has anyway.
-    masks = {name: _numpyro.mask_of(site["fn"]) for name, site in latent.items()}
-    idle = {
-        name: ~jnp.broadcast_to(mask, latent[name]["fn"].batch_shape)
-        for name, mask in masks.items()
-        if mask is not True and name not in circular
-    }
-    space = LatentSpace(
-        supports,
-        idle,
-        tuple((name, jnp.shape(x)) for name, x in values.items()),
-        tuple((name, site["fn"].event_dim) for name, site in latent.items()),
-        circular,
-    )
-    return space, values
-
-
-class SetUp:
-    """One run of a model at the start of an initialisation strategy: its sites, space and start.
-
-    The model's Python runs once, under a trace, so that nothing of it runs outside a program.
-
-    :param guide: name of the guide that asks, for errors.
-    :param model: a NumPyro model.
-    :param init_loc_fn: NumPyro's initialisation strategy.
-    :param key: ``jax.random.key``.
-    :param args: arguments of the model.
-    :param kwargs: keyword arguments of the model.
-    :ivar space: the model's latent space.
-    :ivar trace: the run, with numbers.
-    :ivar start: the unconstrained start, ``(dim,)``.
-    :raises ValueError: for a model without latent sites, with discrete ones, or whose structure or
-        shapes depend on values.
-    """
-
-    def __init__(
-        self,
-        guide: str,
-        model: Callable,
-        init_loc_fn: Callable,
-        key: Array,
-        args: tuple,
-        kwargs: dict[str, Any],
-    ):
-        self._model, self._init_loc_fn = model, init_loc_fn
-        kept: list[Any] = []
-
-        def run(arguments: Any, key: Array) -> tuple[list[Array], Array]:
-            self._args, self._kwargs = arguments
-            trace = self._trace(key)
-            latent = latent_of(trace)
-            check_latent(guide, latent)
-            space, start = _space_of(latent)
-            kept[:] = jax.tree.flatten((space, trace))
-            return [x for x in kept[0] if is_traced(x)], space.pack(start)
-
-        with explained(guide):
-            self.traced = traced_at(run, (args, kwargs), key)
-        with _advised():
-            found, self.start = jax.block_until_ready(evaluate(self.traced, key))
-        numbers = iter(found)
-        leaves = [next(numbers) if is_traced(x) else x for x in kept[0]]
-        self.space, self.trace = jax.tree.unflatten(kept[1], leaves)
-        self._keys = split(key, NUM_TRIES)
-
-    def _trace(self, key: Array) -> dict[str, dict[str, Any]]:
-        started = handlers.substitute(
-            handlers.seed(self._model, key), substitute_fn=with_shapes(self._init_loc_fn)
-        )
-        with handlers.block():
-            return handlers.trace(started).get_trace(*self._args, **self._kwargs)
-
-    def without_tracers(self) -> tuple[LatentSpace, dict[str, dict[str, Any]]]:
-        """Space and trace without what a set-up under ``jit`` cannot keep.
-
-        :raises ValueError: if a support depends on the arguments.
-        """
-        for name, support in self.space.supports.items():
-            if is_traced(support):
-                raise ValueError(
-                    f"Site {name!r}: its support depends on the model's arguments, which a set-up "
-                    "under `jax.jit` cannot keep. Call `svi.init(key, *args)` outside `jit`."
-                )
-
-        def stand_in(leaf: Any) -> Any:
-            if not is_traced(leaf):
-                return leaf
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                return None
-            return np.zeros(leaf.shape, leaf.dtype)
-
-        return self.space, jax.tree.map(stand_in, self.trace)
-
-    def finite_starts(self, density: LogDensity) -> tuple[Any, Any]:
-        """Unconstrained starts, ``(n, dim)``, where the density and its gradient are finite; both.
-
-        :raises ValueError: if there are none.
-        """
-        for key in self._keys:
-            with _advised():  # raised where results are first waited for
-                starts = _starts(self.traced, key)
-                values, grads = rows_value_and_grad(density, {}, starts)
-                jax.block_until_ready((values, grads))
-            if is_traced(values):
-                finite = jnp.isfinite(values) & jnp.isfinite(grads).all(axis=1)
-                first = jnp.argmax(finite)
-                return starts[first][None], grads[first][None]
-            finite = np.isfinite(values) & np.isfinite(grads).all(axis=1)
-            if finite.any():
-                return np.asarray(starts)[finite], np.asarray(grads)[finite]
-        raise ValueError(self._no_start())
-
-    def _no_start(self) -> str:
-        """The error text where no start has a finite density."""
-
-        def finite_sites(key: Array) -> dict[str, Array]:
-            return {
-                name: jnp.isfinite(site["fn"].log_prob(site["value"])).all()
-                for name, site in self._trace(key).items()
-                if site["type"] == "sample"
-            }
-
-        finite = evaluate(Traced(finite_sites, self._keys[0]), self._keys[0])
-        bad = [name for name, holds in finite.items() if not bool(holds)]
-        where = f"site {', '.join(map(repr, bad))}" if bad else "a factor or a gradient"
-        return (
-            f"The model's log density or its gradient is NaN or infinite at every start: look at "
-            f"{where}. Check the data there, or start elsewhere with `init_loc_fn`, for example "
-            "`numpyro.infer.init_to_median`."
-        )

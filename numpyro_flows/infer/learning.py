@@ -20,6 +20,7 @@ from ..compilation import is_traced, split
 from ..diagnostics import importance_ess, psis_khat
 from ..distribution import FlowDistribution
 from ..transforms import FixedAffine
+from .centring import Degrees, degrees_of
 from .density import own_params
 from .fisher import (
     Scored,
@@ -32,10 +33,11 @@ from .fisher import (
 )
 from .guide_flow import guide_flow
 from .guides import AutoFlow
-from .latent_space import LatentSpace, LogDensity, SetUp
+from .latent_space import LatentSpace, LogDensity
 from .maps import LearnedMap, draw
 from .pilots import Pace, Pilots, base_starts, divide, pace_of, run_pilots
 from .propriety import improper_sites
+from .setup import SetUp
 from .supports import Winding
 from .train import NeverFinite
 from .train import train as train_guide
@@ -46,8 +48,10 @@ TRAIN: Final = ("auto", "vi", "fisher")
 GOOD_ENOUGH: Final = 0.95
 #: Importance ESS above which draws of pilot chains hold nothing that the guide's own do not.
 TRUSTED: Final = 0.9
-#: Importance ESS above which NUTS moves well in the coordinates of an affine map.
+#: Importance ESS above which NUTS moves well in the coordinates of an affine map, and the k-hat
+#: above which there may be a narrow place that the ESS does not see.
 EASY: Final = 0.3
+NARROW: Final = 0.5
 #: Gradients per effective draw of NUTS on a normal in its own coordinates.
 LEAST_GRADIENTS: Final = 8
 #: Split R-hat above which short pilot chains do not follow the posterior.
@@ -121,12 +125,18 @@ class Model(NamedTuple):
 class Chosen(NamedTuple):
     """A map without the model: what a chain carries.
 
-    :ivar flow: the flow, over the latent space.
+    :ivar flow: the flow, over the coordinates of ``degrees``.
     :ivar windings: what unwinds angles, by site.
+    :ivar degrees: degrees of centring of the sites; None for the latent space itself.
     """
 
     flow: FlowDistribution
     windings: dict[str, Winding]
+    degrees: Degrees | None
+
+    def at(self, density: LogDensity) -> LearnedMap:
+        """The map with the model."""
+        return LearnedMap(density.centred(self.degrees), self.flow, self.windings)
 
 
 class Learned(NamedTuple):
@@ -192,9 +202,11 @@ class _Learner:
         self.model = Model(
             guide.model, own_params(trace), guide.init_loc_fn, guide.space, frozenset(trace)
         )
-        self._guide, self._begun = guide, begun
         self._located, self.num_gradients, _ = guide.locate(locate_key, begun)
-        self.improper = improper_sites(begun.density, self._located)
+        # From here on the coordinates are those of the sites' degrees of centring.
+        density = begun.density.centred(degrees_of(self._located))
+        self._guide, self._begun = guide, begun._replace(density=density)
+        self.improper = improper_sites(density, self._located)
         self.accepted, self.pilot_divergences = _Candidate(self._located), 0
         self.decision = ""
         self.trials: list[Trial] = []
@@ -223,7 +235,7 @@ class _Learner:
         learned = self.map()
         return Learned(
             self.model,
-            Chosen(learned.flow, learned.windings),
+            Chosen(learned.flow, learned.windings, learned.density.degrees),
             tuple(self.trials),
             self.accepted.params is not None,
             self.khat,
@@ -326,7 +338,7 @@ class _Learner:
     def by_draws(self, num_pilots: int, num_draws: int, progress_bar: bool) -> None:
         """A flow over all modes that chains from scattered starts find, by likelihood."""
         wide, (pilot_key, fit_key) = self.map(_Candidate(self._located)), self._next_keys()
-        starts = wide.transform.inv(jnp.asarray(self._begun.starts[:num_pilots]))
+        starts = wide.from_latent(jnp.asarray(self._begun.starts[:num_pilots]))
         _, draws, held_out = self._run_pilots(wide, starts, pilot_key, num_draws)
         if not len(draws.x) or not len(held_out.x):
             return
@@ -380,7 +392,7 @@ def learn(
             learner.decision = "the affine map leaves nothing to learn"
         elif several_modes:  # jumps propose draws of the flow
             by_elbo = True
-        elif learner.ess >= EASY:
+        elif learner.ess >= EASY and learner.khat < NARROW:
             learner.decision = "NUTS moves well behind the affine map"
         else:
             pace = learner.pace(num_pilots, num_pilot_draws)
@@ -451,8 +463,7 @@ def learn_map(
         progress_bar=progress_bar,
         num_wanted=num_wanted,
     )
-    density = learned.model.log_density(args, kwargs)
-    return LearnedMap(density, *learned.chosen)
+    return learned.chosen.at(learned.model.log_density(args, kwargs))
 
 
 def _number(loss: Any) -> float:

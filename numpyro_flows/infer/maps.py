@@ -26,7 +26,8 @@ class LearnedMap(eqx.Module):
     close to the posterior.
 
     :ivar density: the model's log density at the arguments that the map was learned for.
-    :ivar flow: the flow, over the latent space.
+    :ivar flow: the flow, over the coordinates of ``density``: the latent space, or what its sites
+        are with some degree of centring.
     :ivar windings: what unwinds angles, by site.
     """
 
@@ -46,8 +47,17 @@ class LearnedMap(eqx.Module):
 
     @property
     def transform(self) -> FlowTransform:
-        """From the base space to the latent space."""
+        """From the base space to the coordinates of ``density``."""
         return self.flow.transform
+
+    def to_latent(self, u: Array) -> Array:
+        """Points of the latent space at u in the base space, both ``(*batch, dim)``."""
+        return self.density.points(self.density.to_latent, self.transform(u))
+
+    def from_latent(self, x: Array) -> Array:
+        """Points of the base space at x in the latent space, both ``(*batch, dim)``."""
+        u = self.density.points(self.density.from_latent, x)
+        return self.transform.inv(self.space.wind(u, self.windings))
 
     def log_density(self, u: Array) -> Array:
         """Log density of the model at u in the base space, up to a constant; u of ``(dim,)``."""
@@ -91,11 +101,12 @@ def draw(learned: LearnedMap, key: Array, num_draws: int) -> Weighted:
 def _draw(learned: LearnedMap, key: Array, num_batches: int, size: int, num_draws: int) -> Weighted:
     space, windings = learned.space, learned.windings
 
-    def at(x: Array, key: Array) -> tuple[Sites, Array, Array]:
-        (value, (sites, _)), _ = learned.density.traced(x, key)
+    def at(u: Array, key: Array) -> tuple[Sites, Array, Array]:
+        x, spread = learned.density.to_latent(u)
+        value, sites = learned.density.at_latent(x, key)
         steps = space.constrain(x, windings)
         log_det = sum((log_det.sum() for _, _, log_det in steps), jnp.zeros((), x.dtype))
-        return sites, value + space.log_winding(x, windings) - log_det, log_det
+        return sites, value + space.log_winding(x, windings) - log_det, log_det + spread
 
     def batch(key: Array) -> Weighted:
         draw_key, model_key = jax.random.split(key)

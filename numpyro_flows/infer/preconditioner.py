@@ -236,7 +236,7 @@ def _along(x: Matrix, grad: Matrix) -> Iterator[Affine]:
             yield affine
 
 
-def _best(rows: Rows, affines: Iterable[Affine], noise: Matrix) -> tuple[Affine | None, float]:
+def best_of(rows: Rows, affines: Iterable[Affine], noise: Matrix) -> tuple[Affine | None, float]:
     """The normal with the largest ELBO by these draws, and that ELBO."""
     num_draws, dim = noise.shape
     entropy = 0.5 * (noise**2).sum(1).mean() + 0.5 * dim * np.log(2 * np.pi)
@@ -276,7 +276,28 @@ def _log_weights(rows: Rows, affine: Affine, noise: Matrix) -> Matrix:
     return rows(affine(noise))[0] + 0.5 * (noise**2).sum(1)
 
 
-class _Fit:
+class Adam:
+    """Steps of Adam (Kingma & Ba, 2015, arXiv:1412.6980) on the host, at a rate that falls to 0."""
+
+    def __init__(self, shape: tuple[int, ...], num_steps: int, rate: float = 0.05):
+        self._first, self._second = np.zeros(shape), np.zeros(shape)
+        self._count, self._num_steps, self._rate = 0, num_steps, rate
+
+    def step(self, slope: Matrix, largest: float) -> Matrix:
+        """What to subtract, for a slope whose norm is clipped; nothing where it is not finite."""
+        norm = np.linalg.norm(slope)
+        if not np.isfinite(norm):
+            return np.zeros_like(slope)
+        slope = slope * min(1.0, largest / max(float(norm), 1e-300))
+        rate = self._rate * 0.5 * (1 + np.cos(np.pi * self._count / self._num_steps))
+        self._count += 1
+        self._first = 0.9 * self._first + 0.1 * slope
+        self._second = 0.999 * self._second + 0.001 * slope**2
+        unbiased = self._second / (1 - 0.999**self._count)
+        return rate * self._first / (1 - 0.9**self._count) / (np.sqrt(unbiased) + 1e-8)
+
+
+class Fit:
     r"""A normal in the coordinates of another, fitted by its ELBO with the path gradient.
 
     With :math:`u = m + L \epsilon` in those coordinates, the path gradient of
@@ -290,8 +311,7 @@ class _Fit:
         self.affine, self.full = affine, dim <= FULL
         size = dim * dim if self.full else dim
         self.theta = np.zeros(dim + size)  # mean, and log scales (with what is below them)
-        self.first, self.second = np.zeros_like(self.theta), np.zeros_like(self.theta)
-        self.count, self.num_steps = 0, num_steps
+        self.adam = Adam(self.theta.shape, num_steps)
         self.lower = np.tri(dim, k=-1) if self.full else np.zeros(0)
 
     def factor(self) -> Matrix:
@@ -334,16 +354,7 @@ class _Fit:
             )
             log_det = now.log_det
         weights = values + 0.5 * (noise**2).sum(1) + 0.5 * dim * np.log(2 * np.pi) + log_det
-        norm = np.linalg.norm(slope)
-        if not np.isfinite(norm):
-            return weights
-        slope *= min(1.0, 10.0 * dim**0.5 / max(norm, 1e-300))
-        rate = 0.05 * 0.5 * (1 + np.cos(np.pi * self.count / self.num_steps))
-        self.count += 1
-        self.first = 0.9 * self.first + 0.1 * slope
-        self.second = 0.999 * self.second + 0.001 * slope**2
-        unbiased = self.second / (1 - 0.999**self.count)
-        self.theta -= rate * self.first / (1 - 0.9**self.count) / (np.sqrt(unbiased) + 1e-8)
+        self.theta -= self.adam.step(slope, largest=10.0 * dim**0.5)
         return weights
 
 
@@ -351,7 +362,7 @@ def _fitted(
     rows: Rows, affines: list[Affine], rng: np.random.Generator, num_steps: int, particles: int
 ) -> list[Affine]:
     """Each normal improved by a Gaussian variational fit; both end when one leaves nothing."""
-    fits = [_Fit(affine, num_steps) for affine in affines]
+    fits = [Fit(affine, num_steps) for affine in affines]
     spreads = []
     for _ in range(num_steps):
         noise = rng.normal(size=(len(fits), particles, len(affines[0].loc)))
@@ -443,19 +454,19 @@ def _locate(
     ]
     # The end of a path may be worthless, and the start far off: the best of each is fitted.
     noise = rng.normal(size=(num_particles // 2, dim))
-    found = [_best(rows, affines, noise)[0] for affines in (begun, pathed())]
+    found = [best_of(rows, affines, noise)[0] for affines in (begun, pathed())]
     kinds = [affine for affine in found if affine is not None]
     if not kinds:
         return Located(begun[0], -np.inf, counted.num_gradients)
     # Scores know a normal density at once, and give the others a better start.
     scored = [[affine, *_by_scores(rows, affine, rng)] for affine in kinds]
-    kinds = [affine for each in scored if (affine := _best(rows, each, noise)[0]) is not None]
+    kinds = [affine for each in scored if (affine := best_of(rows, each, noise)[0]) is not None]
     noise = rng.normal(size=(num_draws, dim))
-    best, elbo = _best(rows, kinds, noise)
+    best, elbo = best_of(rows, kinds, noise)
     if best is not None and _log_weights(rows, best, noise).var() < NEARLY_EQUAL:
         return Located(best, elbo, counted.num_gradients)
     candidates = _fitted(rows, kinds, rng, num_fit_steps, num_particles)
     if dim <= FULL:
         kinds = [affine.after(np.zeros(dim), np.eye(dim)) for affine in kinds]
-    best, elbo = _best(rows, candidates + kinds, rng.normal(size=(num_draws, dim)))
+    best, elbo = best_of(rows, candidates + kinds, rng.normal(size=(num_draws, dim)))
     return Located(best or begun[0], elbo, counted.num_gradients)

@@ -1,4 +1,4 @@
-"""Errors for models that a guide cannot follow, each with a remedy."""
+"""One run of a model at a start, and errors for models that a guide cannot follow."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,9 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import Delta
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import Delta, biject_to
 
-from .density import not_enumerable
+from ..compilation import is_traced, jit, split
+from . import _numpyro
+from .density import latent_of, not_enumerable
+from .latent_space import LatentSpace, LogDensity, Sites, advised, evaluate, rows_value_and_grad
+from .supports import is_circular
+from .traced import Traced, traced_at
+
+#: Starts that are drawn at once, and how often, until one has a finite density.
+NUM_STARTS, NUM_TRIES = 32, 4
 
 
 @contextlib.contextmanager
@@ -145,3 +155,150 @@ def _equal(one: Any, other: Any) -> bool:
         return True
     one, other = np.asarray(one), np.asarray(other)
     return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+@jit(once=True)
+def _starts(traced: Traced, key: Array) -> Array:
+    return jax.vmap(lambda key: traced(key)[1])(jax.random.split(key, NUM_STARTS))
+
+
+def _space_of(latent: dict[str, dict[str, Any]]) -> tuple[LatentSpace, Sites]:
+    """The space of these sites, and their unconstrained values; angles as they are."""
+    supports = {name: site["fn"].support for name, site in latent.items()}
+    circular = tuple(name for name in latent if is_circular(supports[name]))
+    values = {
+        name: jnp.asarray(site["value"], jnp.result_type(float))
+        if name in circular
+        else biject_to(supports[name]).inv(site["value"])
+        for name, site in latent.items()
+    }
+    # A mask of an angle leaves it the uniform density that it has anyway.
+    masks = {name: _numpyro.mask_of(site["fn"]) for name, site in latent.items()}
+    idle = {
+        name: ~jnp.broadcast_to(mask, latent[name]["fn"].batch_shape)
+        for name, mask in masks.items()
+        if mask is not True and name not in circular
+    }
+    space = LatentSpace(
+        supports,
+        idle,
+        tuple((name, jnp.shape(x)) for name, x in values.items()),
+        tuple((name, site["fn"].event_dim) for name, site in latent.items()),
+        circular,
+    )
+    return space, values
+
+
+class SetUp:
+    """One run of a model at the start of an initialisation strategy: its sites, space and start.
+
+    The model's Python runs once, under a trace, so that nothing of it runs outside a program.
+
+    :param guide: name of the guide that asks, for errors.
+    :param model: a NumPyro model.
+    :param init_loc_fn: NumPyro's initialisation strategy.
+    :param key: ``jax.random.key``.
+    :param args: arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    :ivar space: the model's latent space.
+    :ivar trace: the run, with numbers.
+    :ivar start: the unconstrained start, ``(dim,)``.
+    :raises ValueError: for a model without latent sites, with discrete ones, or whose structure or
+        shapes depend on values.
+    """
+
+    def __init__(
+        self,
+        guide: str,
+        model: Callable,
+        init_loc_fn: Callable,
+        key: Array,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ):
+        self._model, self._init_loc_fn = model, init_loc_fn
+        kept: list[Any] = []
+
+        def run(arguments: Any, key: Array) -> tuple[list[Array], Array]:
+            self._args, self._kwargs = arguments
+            trace = self._trace(key)
+            latent = latent_of(trace)
+            check_latent(guide, latent)
+            space, start = _space_of(latent)
+            kept[:] = jax.tree.flatten((space, trace))
+            return [x for x in kept[0] if is_traced(x)], space.pack(start)
+
+        with explained(guide):
+            self.traced = traced_at(run, (args, kwargs), key)
+        with advised():
+            found, self.start = jax.block_until_ready(evaluate(self.traced, key))
+        numbers = iter(found)
+        leaves = [next(numbers) if is_traced(x) else x for x in kept[0]]
+        self.space, self.trace = jax.tree.unflatten(kept[1], leaves)
+        self._keys = split(key, NUM_TRIES)
+
+    def _trace(self, key: Array) -> dict[str, dict[str, Any]]:
+        started = handlers.substitute(
+            handlers.seed(self._model, key), substitute_fn=with_shapes(self._init_loc_fn)
+        )
+        with handlers.block():
+            return handlers.trace(started).get_trace(*self._args, **self._kwargs)
+
+    def without_tracers(self) -> tuple[LatentSpace, dict[str, dict[str, Any]]]:
+        """Space and trace without what a set-up under ``jit`` cannot keep.
+
+        :raises ValueError: if a support depends on the arguments.
+        """
+        for name, support in self.space.supports.items():
+            if is_traced(support):
+                raise ValueError(
+                    f"Site {name!r}: its support depends on the model's arguments, which a set-up "
+                    "under `jax.jit` cannot keep. Call `svi.init(key, *args)` outside `jit`."
+                )
+
+        def stand_in(leaf: Any) -> Any:
+            if not is_traced(leaf):
+                return leaf
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return None
+            return np.zeros(leaf.shape, leaf.dtype)
+
+        return self.space, jax.tree.map(stand_in, self.trace)
+
+    def finite_starts(self, density: LogDensity) -> tuple[Any, Any]:
+        """Unconstrained starts, ``(n, dim)``, where the density and its gradient are finite; both.
+
+        :raises ValueError: if there are none.
+        """
+        for key in self._keys:
+            with advised():  # raised where results are first waited for
+                starts = _starts(self.traced, key)
+                values, grads = rows_value_and_grad(density, {}, starts)
+                jax.block_until_ready((values, grads))
+            if is_traced(values):
+                finite = jnp.isfinite(values) & jnp.isfinite(grads).all(axis=1)
+                first = jnp.argmax(finite)
+                return starts[first][None], grads[first][None]
+            finite = np.isfinite(values) & np.isfinite(grads).all(axis=1)
+            if finite.any():
+                return np.asarray(starts)[finite], np.asarray(grads)[finite]
+        raise ValueError(self._no_start())
+
+    def _no_start(self) -> str:
+        """The error text where no start has a finite density."""
+
+        def finite_sites(key: Array) -> dict[str, Array]:
+            return {
+                name: jnp.isfinite(site["fn"].log_prob(site["value"])).all()
+                for name, site in self._trace(key).items()
+                if site["type"] == "sample"
+            }
+
+        finite = evaluate(Traced(finite_sites, self._keys[0]), self._keys[0])
+        bad = [name for name, holds in finite.items() if not bool(holds)]
+        where = f"site {', '.join(map(repr, bad))}" if bad else "a factor or a gradient"
+        return (
+            f"The model's log density or its gradient is NaN or infinite at every start: look at "
+            f"{where}. Check the data there, or start elsewhere with `init_loc_fn`, for example "
+            "`numpyro.infer.init_to_median`."
+        )

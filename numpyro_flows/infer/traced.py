@@ -94,6 +94,55 @@ def _equations(jaxpr: Jaxpr) -> Any:
     return inputs, tuple(equations), tuple(map(number, jaxpr.outvars))
 
 
+#: Calls of one function with the arguments of the equation.
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", *_WITH_RULES)
+
+
+def _sources(jaxpr: Jaxpr, consts: list[set[int]], inputs: list[set[int]]) -> list[set[int]]:
+    """What each output may depend on, given that for constants and inputs."""
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+
+    def of(variable: Any) -> set[int]:
+        return set() if isinstance(variable, Literal) else known[variable]
+
+    for equation in jaxpr.eqns:
+        read = [of(variable) for variable in equation.invars]
+        known |= zip(equation.outvars, _sources_of(equation, read), strict=True)
+    return [of(variable) for variable in jaxpr.outvars]
+
+
+def _sources_of(equation: Any, read: list[set[int]]) -> list[set[int]]:
+    """The same for the outputs of an equation, inside of calls and loops of known length too."""
+    params, name = equation.params, equation.primitive.name
+    inner = params.get("jaxpr", params.get("call_jaxpr"))
+    if isinstance(inner, ClosedJaxpr):
+        inner = inner.jaxpr
+    if name in _CALLS and isinstance(inner, Jaxpr) and len(inner.invars) == len(read):
+        return _sources(inner, [set()] * len(inner.constvars), read)
+    if name == "scan" and isinstance(inner, Jaxpr):
+        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        carry, found = read[first:last], None
+        while carry != found:
+            found = carry
+            each = _sources(
+                inner, [set()] * len(inner.constvars), [*read[:first], *carry, *read[last:]]
+            )
+            carry = [before | after for before, after in zip(carry, each, strict=False)]
+        return [*carry, *each[last - first :]]
+    return [set().union(*read)] * len(equation.outvars)
+
+
+def _needed(jaxpr: Jaxpr, outputs: list[int]) -> tuple[list[Any], set[Any]]:
+    """The equations on which outputs may depend, and the variables that they read."""
+    needed = {v for v in (jaxpr.outvars[n] for n in outputs) if not isinstance(v, Literal)}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(v for v in equation.invars if not isinstance(v, Literal))
+            equations.append(equation)
+    return equations[::-1], needed
+
+
 class _Program:
     """The static part: a jaxpr, equal to others that compute the same."""
 
@@ -167,14 +216,30 @@ class Traced:
         tree = self._program.out_tree
         return jax.tree.unflatten(tree, range(tree.num_leaves))
 
-    def reads(self, argument: int, output: int) -> bool:
-        """Whether an output may depend on an argument, both counted in leaves."""
+    def read_by_each(self) -> list[set[int]]:
+        """By output, which arguments it may depend on, all counted in leaves."""
         jaxpr = self._program.jaxpr
-        needed = {v for v in jaxpr.outvars[output : output + 1] if not isinstance(v, Literal)}
-        for equation in reversed(jaxpr.eqns):
-            if needed.intersection(equation.outvars):
-                needed.update(v for v in equation.invars if not isinstance(v, Literal))
-        return jaxpr.invars[argument] in needed
+        return _sources(
+            jaxpr, [set()] * len(jaxpr.constvars), [{n} for n in range(len(jaxpr.invars))]
+        )
+
+    def only(self, outputs: Any) -> "Traced":
+        """The function without what these results do not need.
+
+        :param outputs: a pytree of their numbers, as in :attr:`outputs`.
+        """
+        jaxpr, numbers = self._program.jaxpr, jax.tree.leaves(outputs)
+        equations, needed = _needed(jaxpr, numbers)
+        kept = [n for n, variable in enumerate(jaxpr.constvars) if variable in needed]
+        smaller = jaxpr.replace(
+            constvars=[jaxpr.constvars[n] for n in kept],
+            eqns=equations,
+            outvars=[jaxpr.outvars[n] for n in numbers],
+            debug_info=jaxpr.debug_info._replace(result_paths=None),
+        )
+        structure = jax.tree.structure(outputs)
+        program = _Program(smaller, self._program.in_tree, structure)
+        return self.tree_unflatten(program, ([self._arrays[n] for n in kept],))
 
     def tree_flatten(self) -> tuple[tuple[list[Array]], _Program]:
         return (self._arrays,), self._program

@@ -18,6 +18,7 @@ from numpyro.infer.svi import SVIState
 from ..compilation import jit, split
 from ..training.loop import State, adam, run_few_steps, run_steps, start
 from .arguments import Static, join_arguments, split_arguments
+from .centring import degrees_of
 from .density import hidden_discrete, is_subsampled, latent_of, unblocked
 from .elbo import STL_ELBO, LatentELBO, with_penalties
 from .guides.auto import AutoFlow, Begun
@@ -98,7 +99,8 @@ class LatentTrainer:
         if affine is None:
             affine, self.num_gradients, is_searched = guide.locate(locate_key, begun)
             if is_searched:
-                self.improper = improper_sites(begun.density, affine)
+                density = begun.density.centred(degrees_of(affine))
+                self.improper = improper_sites(density, affine)
         flow = init_params.get(flow_name)
         if flow is None:
             flow = guide.initial_flow(flow_key)

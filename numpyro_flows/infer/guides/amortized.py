@@ -19,7 +19,7 @@ from ...distribution import FlowDistribution, combine, partition
 from .. import _numpyro
 from ..density import check_set_up, latent_of, unblocked
 from ..guide_flow import check_exact, for_guide, guide_flow, site_key, with_arrays
-from ..latent_space import SetUp
+from ..setup import SetUp
 from ..supports import Winding, constrain
 
 

@@ -17,15 +17,16 @@ from numpyro.infer.initialization import init_to_uniform
 from ...compilation import is_traced, jit
 from ...distribution import FlowDistribution
 from ...transform import FlowTransform
-from ...transforms import FixedAffine
+from ...transforms import Chain, FixedAffine
 from .. import _numpyro
+from ..centring import CentredAffine, degrees_of
 from ..density import latent_of, own_params
 from ..elbo import LatentELBO
 from ..guide_flow import Recipe, assemble, build, for_guide, guide_flow, site_key, with_arrays
 from ..latent_space import (
+    Centring,
     LatentSpace,
     LogDensity,
-    SetUp,
     Sites,
     constrained,
     rows_sites,
@@ -34,7 +35,8 @@ from ..latent_space import (
 from ..maps import LearnedMap
 from ..params import model_params
 from ..preconditioner import locate
-from ..setup import check_plates, check_repeats
+from ..recentre import recentre
+from ..setup import SetUp, check_plates, check_repeats
 from ..supports import Winding
 
 #: From a model's log density, a key and starts ``(n, dim)`` to where the posterior roughly is.
@@ -226,6 +228,17 @@ class AutoFlow(AutoContinuous):
         seed = np.asarray(jax.random.key_data(key)).tolist()
         distinct = np.unique(starts[: self.num_starts], axis=0)
         found = locate(search_rows(density, starts[0]), seed, distinct, self._init_scale)
+        recentred = None
+        if (
+            self._recipe.centres
+            and density.hierarchy.sites
+            and not own_params(self.prototype_trace)
+        ):
+            recentred = recentre(density, seed, distinct, self._init_scale, found)
+        if recentred is not None:
+            found, degrees = recentred
+            affine = CentredAffine(found.affine.transform(), degrees)
+            return Located(affine, found.num_gradients, is_searched=True)
         if not np.isfinite(found.elbo):
             raise ValueError(
                 "The model's log density is NaN or infinite around every start that was tried. "
@@ -266,8 +279,26 @@ class AutoFlow(AutoContinuous):
         return LogDensity(self.model, space, args, kwargs, jax.random.key(0), own, whole=whole)
 
     def flow(self, params: Any, affine: FixedAffine) -> FlowDistribution:
-        """The flow over the latent space with these parameters, behind a preconditioner."""
+        """The flow with these parameters, onto the coordinates of a preconditioner."""
         return assemble(params, self.rest, affine)
+
+    def latent_flow(
+        self, params: dict[str, Any], args: tuple = (), kwargs: Any = None
+    ) -> FlowDistribution:
+        """The flow over the latent space.
+
+        :param params: trained parameters.
+        :param args: arguments of the model, on which the centring of sites may depend; by default
+            those that the guide was set up with.
+        """
+        flow_params, affine = (params[name] for name in self.names)
+        flow, degrees = self.flow(flow_params, affine), degrees_of(affine)
+        if degrees is None:
+            return flow
+        if not (args or kwargs):
+            args, kwargs = self._arguments or ((), {})
+        centring = Centring(self.log_density(params, args, kwargs or {}).centred(degrees))
+        return FlowDistribution(flow.base_dist, Chain([*flow.transform.parts, centring]))
 
     def windings(self, affine: FixedAffine) -> dict[str, Winding]:
         """What unwinds the sites that are angles, around where the preconditioner found them."""
@@ -298,10 +329,12 @@ class AutoFlow(AutoContinuous):
         flow, affine = (params[name] for name in self.names)
         if density is None:
             density = self.log_density(params, args, kwargs)
-        return LearnedMap(density, self.flow(flow, affine), self.windings(affine))
+        centred = density.centred(degrees_of(affine))
+        return LearnedMap(centred, self.flow(flow, affine), self.windings(affine))
 
     def elbo(self, density: LogDensity, affine: FixedAffine, num_particles: int) -> LatentELBO:
         """The objective of this guide's flow, behind a preconditioner."""
+        density = density.centred(degrees_of(affine))
         return LatentELBO(density, self.windings(affine), self.rest, affine, num_particles)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
@@ -315,9 +348,8 @@ class AutoFlow(AutoContinuous):
         flow_name, affine_name = self.names
         params = numpyro.param(flow_name, self.initial_flow)
         affine = numpyro.param(affine_name, preconditioner)
-        latent = numpyro.sample(
-            f"_{self.prefix}_latent", self.flow(params, affine), infer={"is_auxiliary": True}
-        )
+        flow = self.latent_flow(dict(zip(self.names, (params, affine), strict=True)), args, kwargs)
+        latent = numpyro.sample(f"_{self.prefix}_latent", flow, infer={"is_auxiliary": True})
         space = begun.density.space if begun else self._space_at(args, kwargs)
         event_dims = dict(space.event_dims)
         result = {}
@@ -353,7 +385,7 @@ class AutoFlow(AutoContinuous):
         :param params: trained parameters, as from ``svi.get_params``.
         """
         self._check_ready(params)
-        return self.flow(*(params[name] for name in self.names))
+        return self.latent_flow(params)
 
     def get_transform(self, params: dict[str, Any]) -> FlowTransform:
         """The bijection from base to the unconstrained latent space."""
@@ -384,7 +416,8 @@ class AutoFlow(AutoContinuous):
         :param sample_shape: leading shape of the draws.
         :return: dict from site name to shape ``(*sample_shape, *site_shape)``.
         """
-        posterior = self.get_posterior(params)
+        self._check_ready(params)
+        posterior = self.latent_flow(params, args, kwargs)
         latent = _draws(posterior, site_key(rng_key, self.prefix), tuple(sample_shape))
         return self.to_sites(latent, params, args, kwargs)
 

@@ -308,8 +308,7 @@ class FlowNUTS(MCMCKernel):
 
     def _map_at(self, chosen: Chosen, args: tuple, kwargs: dict[str, Any]) -> LearnedMap:
         """The map with the model at these arguments, whatever it was learned for."""
-        density = self._known().model.log_density(args, kwargs)
-        return LearnedMap(density, *chosen)
+        return chosen.at(self._known().model.log_density(args, kwargs))
 
     def init(
         self,
@@ -387,17 +386,18 @@ class FlowNUTS(MCMCKernel):
             warped = (jax.vmap(chain) if many else chain)(rng_key, init_params)
             rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
             no = jnp.zeros(warped.i.shape, bool)
-            chosen = Chosen(learned_map.flow, learned_map.windings)
-            z = self._sites(chosen, warped.z)
+            degrees = learned_map.density.degrees
+            chosen = Chosen(learned_map.flow, learned_map.windings, degrees)
+            z = self._sites(learned_map, warped.z)
             return FlowNUTSState(z, warped, chosen, no, jnp.zeros_like(warped.i), rng_key)
 
         self._init_fn = begin
         # A flow has one set of weights for all chains, which keeps its products matrix by matrix.
         self._sample_fn = jax.vmap(sample, in_axes=(0, None)) if many else sample
 
-    def _sites(self, chosen: Chosen, u: Array) -> Any:
+    def _sites(self, learned_map: LearnedMap, u: Array) -> Any:
         """Unconstrained values of the sites from points of the base space, ``(*batch, dim)``."""
-        return self._as_given(self._known().model.space.unpack(chosen.flow.transform(u)))
+        return self._as_given(learned_map.space.unpack(learned_map.to_latent(u)))
 
     def sample(
         self, state: FlowNUTSState, model_args: tuple, model_kwargs: dict[str, Any]
@@ -427,7 +427,7 @@ class FlowNUTS(MCMCKernel):
                 warped,
             )
             spent = spent + time
-        z = self._sites(state.flow, warped.z)
+        z = self._sites(arguments[0], warped.z)
         rng_key, warped = warped.rng_key, warped._replace(rng_key=None)
         return FlowNUTSState(z, warped, state.flow, jumped, spent, rng_key)
 

@@ -63,7 +63,7 @@ def start_of(key: Array, init_params: Any, strategy: Traced | None, learned: Lea
         _, latent = strategy(key)
     else:
         return learned.sample_start(key)
-    return learned.transform.inv(space.wind(latent, learned.windings))
+    return learned.from_latent(latent)
 
 
 def init_to_one_of(starts: dict[str, Array]) -> Callable:
