@@ -21,7 +21,6 @@ from numpyro.infer.util import potential_energy
 import numpyro_flows as nf
 from numpyro_flows.infer import fisher, learning
 from numpyro_flows.infer.kernels import nuts as kernel
-from numpyro_flows.infer.maps import LearnedMap
 from numpyro_flows.infer.train import NeverFinite
 
 MEANS = {
@@ -63,7 +62,7 @@ def assert_right(draws):
 @pytest.mark.slow
 def test_a_wrong_map_gives_the_right_posterior():
     k = shaken(nf.FlowNUTS(hierarchical, SMALL), Y)
-    learned = LearnedMap(k._learned.model.log_density((Y,), {}), *k._learned.chosen)
+    learned = k._learned.chosen.at(k._learned.model.log_density((Y,), {}))
     u = learned.base.sample(KEY, (2000,))
     log_density = jax.vmap(learned.log_density)(u)
     assert nf.diagnostics.importance_ess(log_density - learned.base.log_prob(u)) < 0.1  # wrong
@@ -79,7 +78,7 @@ def test_a_learned_map_gives_the_right_posterior(learned):
 
 def test_potential_is_numpyros_less_the_log_determinant():
     k = shaken(nf.FlowNUTS(hierarchical, SMALL), Y)
-    learned = LearnedMap(k._learned.model.log_density((Y,), {}), *k._learned.chosen)
+    learned = k._learned.chosen.at(k._learned.model.log_density((Y,), {}))
     u = jax.random.normal(KEY, (3, learned.space.dim))
     x, log_det = learned.transform.forward_and_log_det(u)
     for i in range(3):

@@ -90,7 +90,7 @@ SIBLINGS = {
         "arguments",
     ),
     # A kernel starts chains and reports its run.
-    "infer.kernels": ("starts", "report"),
+    "infer.kernels": ("state", "starts", "report"),
 }
 
 #: The one file that may reach into NumPyro's private parts.

@@ -174,7 +174,7 @@ def test_the_gaussian_fit_has_the_path_gradient(dim, x64, monkeypatch):
     affine = Affine(
         rng.normal(size=dim), rng.uniform(0.5, 2, dim), frame, np.array([[1.5, 0.0], [0.3, 0.8]])
     )
-    fit = preconditioner._Fit(affine, 400)
+    fit = preconditioner.Fit(affine, 400)
     fit.theta = 0.1 * rng.normal(size=fit.theta.shape)
     noise = rng.normal(size=(8, dim))
 
@@ -208,7 +208,7 @@ def test_the_gaussian_fit_has_the_path_gradient(dim, x64, monkeypatch):
     value = -loss(jnp.asarray(fit.theta))
     weights = fit.step(noise, np.asarray(values), np.asarray(grads))
     np.testing.assert_allclose(weights.mean(), value, rtol=1e-9)
-    np.testing.assert_allclose(fit.first / 0.1, expected, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(fit.adam.first / 0.1, expected, rtol=1e-7, atol=1e-9)
 
 
 def scaled(x, y):

@@ -49,6 +49,12 @@ def latent_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[s
         return latent_of(handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs))
 
 
+def enumerable(latent: dict[str, dict[str, Any]]) -> list[str]:
+    """Names of discrete sites with finitely many values."""
+    discrete = {name: site["fn"] for name, site in latent.items() if site["fn"].support.is_discrete}
+    return [name for name, fn in discrete.items() if fn.has_enumerate_support]
+
+
 def not_enumerable(name: str, fn: str) -> str:
     """The error text for a discrete site with infinitely many values."""
     return (
@@ -140,6 +146,11 @@ def log_joint(
         nesting = max((-frame.dim for frame in frames), default=0)
         enumerated = enum(config_enumerate(handlers.seed(inner, key)), -nesting - 1)
         value, trace = enumerated_log_density(enumerated, args, kwargs, values)
+        # That trace has no deterministic sites; those of a discrete site have its values' axis.
+        run = handlers.trace(handlers.substitute(enumerated, data=values))
+        for name, site in run.get_trace(*args, **kwargs).items():
+            if site["type"] == "deterministic":
+                trace[name] = site
     else:
         value, trace = log_density(handlers.seed(unblocked(model), key), args, kwargs, values)
     sites = {

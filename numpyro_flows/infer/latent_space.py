@@ -127,6 +127,24 @@ class LatentSpace(eqx.Module):
         return sum(terms, jnp.zeros((), u.dtype))
 
 
+def _value_and_grad(value: Callable) -> Callable:
+    return jax.value_and_grad(value, argnums=1, has_aux=True)
+
+
+def _forward_value_and_grad(value: Callable) -> Callable:
+    """The same in forward mode: as many passes as there are coordinates."""
+
+    def value_and_grad(arguments: Any, x: Sites, key: Array) -> Any:
+        def twice(x: Sites) -> Any:
+            found = value(arguments, x, key)
+            return found[0], found
+
+        grad, found = jax.jacfwd(twice, has_aux=True)(x)
+        return found, grad
+
+    return value_and_grad
+
+
 class LogDensity(eqx.Module):
     r"""Log density of a model over its latent space, traced at the current arguments.
 
@@ -146,6 +164,8 @@ class LogDensity(eqx.Module):
     :param as_nuts: whether a site's scale and mask hold for its log-determinant as well, as
         NumPyro's HMC has it, and not as its guides have it.
     :param whole: whether subsampled plates have all their rows.
+    :param forward_mode: whether the gradient is taken in forward mode, as models with a ``while``
+        loop need it; their sites are not centred.
     """
 
     space: LatentSpace
@@ -166,6 +186,7 @@ class LogDensity(eqx.Module):
         *,
         as_nuts: bool = False,
         whole: bool = False,
+        forward_mode: bool = False,
     ):
         params, shapes = dict(params or {}), dict(space.shapes)
         dtype = jnp.result_type(float)
@@ -196,7 +217,7 @@ class LogDensity(eqx.Module):
 
         self.space, self.key, self.degrees = space, key, None
         self._traced = traced_at(
-            jax.value_and_grad(value, argnums=1, has_aux=True),
+            _forward_value_and_grad(value) if forward_mode else _value_and_grad(value),
             (args, kwargs),
             {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()},
             key,
@@ -222,7 +243,7 @@ class LogDensity(eqx.Module):
         for name in (name for name in shapes if name in parts):
             loc, scale = parts[name]
             reads[name] = read_by(loc), read_by(scale)
-        self.hierarchy = hierarchy_of(reads)
+        self.hierarchy = Hierarchy() if forward_mode else hierarchy_of(reads)
         needed = {site.name: parts[site.name] for site in self.hierarchy.sites}
         self._parts = self._traced.only(needed)
 

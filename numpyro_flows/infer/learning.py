@@ -48,10 +48,9 @@ TRAIN: Final = ("auto", "vi", "fisher")
 GOOD_ENOUGH: Final = 0.95
 #: Importance ESS above which draws of pilot chains hold nothing that the guide's own do not.
 TRUSTED: Final = 0.9
-#: Importance ESS above which NUTS moves well in the coordinates of an affine map, and the k-hat
-#: above which there may be a narrow place that the ESS does not see.
-EASY: Final = 0.3
-NARROW: Final = 0.5
+#: Importance ESS above which NUTS moves well in the coordinates of an affine map; the second if the
+#: k-hat is below the third, above which there may be a narrow place that the ESS does not see.
+EASY, PERHAPS, NARROW = 0.5, 0.3, 0.5
 #: Gradients per effective draw of NUTS on a normal in its own coordinates.
 LEAST_GRADIENTS: Final = 8
 #: Split R-hat above which short pilot chains do not follow the posterior.
@@ -102,6 +101,7 @@ class Model(NamedTuple):
     :ivar init_strategy: NumPyro's initialisation strategy.
     :ivar space: its latent space at the arguments of the learning.
     :ivar names: names of all its sites.
+    :ivar forward_mode: whether its gradient is taken in forward mode.
     """
 
     function: Callable
@@ -109,6 +109,7 @@ class Model(NamedTuple):
     init_strategy: Callable
     space: LatentSpace
     names: frozenset[str]
+    forward_mode: bool = False
 
     def set_up(self, key: Array, args: tuple, kwargs: dict[str, Any]) -> SetUp:
         """A run of the model at a start."""
@@ -119,7 +120,8 @@ class Model(NamedTuple):
         key, space = jax.random.key(0), self.space
         if space.depends_on_arguments:
             space = self.set_up(key, args, kwargs).space.with_idle(space.idle)
-        return LogDensity(self.function, space, args, kwargs, key, self.held, as_nuts=True)
+        options = {"as_nuts": True, "forward_mode": self.forward_mode}
+        return LogDensity(self.function, space, args, kwargs, key, self.held, **options)
 
 
 class Chosen(NamedTuple):
@@ -132,7 +134,7 @@ class Chosen(NamedTuple):
 
     flow: FlowDistribution
     windings: dict[str, Winding]
-    degrees: Degrees | None
+    degrees: Degrees | None = None
 
     def at(self, density: LogDensity) -> LearnedMap:
         """The map with the model."""
@@ -180,9 +182,10 @@ def decide(pace: Pace, num_wanted: int, cost: int) -> tuple[bool, str]:
 
 
 class _Guide(AutoFlow):
-    """The guide inside a sampler; errors name the sampler."""
+    """The guide inside a sampler; errors name the sampler, and what NUTS does is done."""
 
     title = "FlowNUTS"
+    sums_out = True
 
 
 class _Candidate(NamedTuple):
@@ -200,7 +203,12 @@ class _Learner:
         begun = guide.set_up(set_up_key, args, kwargs, as_nuts=True)
         trace = guide.prototype_trace
         self.model = Model(
-            guide.model, own_params(trace), guide.init_loc_fn, guide.space, frozenset(trace)
+            guide.model,
+            own_params(trace),
+            guide.init_loc_fn,
+            guide.space,
+            frozenset(trace),
+            guide.forward_mode,
         )
         self._located, self.num_gradients, _ = guide.locate(locate_key, begun)
         # From here on the coordinates are those of the sites' degrees of centring.
@@ -371,6 +379,7 @@ def learn(
     several_modes: bool,
     progress_bar: bool,
     num_wanted: int,
+    forward_mode: bool = False,
 ) -> Learned:
     """Learn a map for a model and its arguments; see :class:`~numpyro_flows.FlowNUTS`.
 
@@ -382,6 +391,7 @@ def learn(
             "Call `mcmc.run` outside `jax.jit` and `jax.vmap`."
         )
     guide = _Guide(model, flow, prefix="flow", init_loc_fn=init_strategy or init_to_uniform)
+    guide.forward_mode = forward_mode
     learner = _Learner(key, guide, args, kwargs)
     if learner.improper:
         return learner.result()  # nothing to learn: what is there has no shape
@@ -392,7 +402,7 @@ def learn(
             learner.decision = "the affine map leaves nothing to learn"
         elif several_modes:  # jumps propose draws of the flow
             by_elbo = True
-        elif learner.ess >= EASY and learner.khat < NARROW:
+        elif learner.ess >= (EASY if learner.khat > NARROW else PERHAPS):
             learner.decision = "NUTS moves well behind the affine map"
         else:
             pace = learner.pace(num_pilots, num_pilot_draws)

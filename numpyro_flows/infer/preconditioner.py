@@ -280,7 +280,7 @@ class Adam:
     """Steps of Adam (Kingma & Ba, 2015, arXiv:1412.6980) on the host, at a rate that falls to 0."""
 
     def __init__(self, shape: tuple[int, ...], num_steps: int, rate: float = 0.05):
-        self._first, self._second = np.zeros(shape), np.zeros(shape)
+        self.first, self.second = np.zeros(shape), np.zeros(shape)
         self._count, self._num_steps, self._rate = 0, num_steps, rate
 
     def step(self, slope: Matrix, largest: float) -> Matrix:
@@ -291,10 +291,10 @@ class Adam:
         slope = slope * min(1.0, largest / max(float(norm), 1e-300))
         rate = self._rate * 0.5 * (1 + np.cos(np.pi * self._count / self._num_steps))
         self._count += 1
-        self._first = 0.9 * self._first + 0.1 * slope
-        self._second = 0.999 * self._second + 0.001 * slope**2
-        unbiased = self._second / (1 - 0.999**self._count)
-        return rate * self._first / (1 - 0.9**self._count) / (np.sqrt(unbiased) + 1e-8)
+        self.first = 0.9 * self.first + 0.1 * slope
+        self.second = 0.999 * self.second + 0.001 * slope**2
+        unbiased = self.second / (1 - 0.999**self._count)
+        return rate * self.first / (1 - 0.9**self._count) / (np.sqrt(unbiased) + 1e-8)
 
 
 class Fit:

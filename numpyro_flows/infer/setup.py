@@ -13,7 +13,7 @@ from numpyro.distributions import Delta, biject_to
 
 from ..compilation import is_traced, jit, split
 from . import _numpyro
-from .density import latent_of, not_enumerable
+from .density import enumerable, latent_of, not_enumerable
 from .latent_space import LatentSpace, LogDensity, Sites, advised, evaluate, rows_value_and_grad
 from .supports import is_circular
 from .traced import Traced, traced_at
@@ -200,6 +200,9 @@ class SetUp:
     :param key: ``jax.random.key``.
     :param args: arguments of the model.
     :param kwargs: keyword arguments of the model.
+    :param sums_out: whether discrete sites of finitely many values are hidden, so that they are
+        summed out.
+    :ivar model: the model, with these sites hidden.
     :ivar space: the model's latent space.
     :ivar trace: the run, with numbers.
     :ivar start: the unconstrained start, ``(dim,)``.
@@ -215,13 +218,18 @@ class SetUp:
         key: Array,
         args: tuple,
         kwargs: dict[str, Any],
+        *,
+        sums_out: bool = False,
     ):
-        self._model, self._init_loc_fn = model, init_loc_fn
+        self.model, self._init_loc_fn = model, init_loc_fn
         kept: list[Any] = []
 
         def run(arguments: Any, key: Array) -> tuple[list[Array], Array]:
             self._args, self._kwargs = arguments
             trace = self._trace(key)
+            if sums_out and (discrete := enumerable(latent_of(trace))):
+                self.model = handlers.block(self.model, hide=discrete)
+                trace = self._trace(key)
             latent = latent_of(trace)
             check_latent(guide, latent)
             space, start = _space_of(latent)
@@ -239,7 +247,7 @@ class SetUp:
 
     def _trace(self, key: Array) -> dict[str, dict[str, Any]]:
         started = handlers.substitute(
-            handlers.seed(self._model, key), substitute_fn=with_shapes(self._init_loc_fn)
+            handlers.seed(self.model, key), substitute_fn=with_shapes(self._init_loc_fn)
         )
         with handlers.block():
             return handlers.trace(started).get_trace(*self._args, **self._kwargs)

@@ -116,6 +116,7 @@ class AutoFlow(AutoContinuous):
     (1,)
     """
 
+    model: Any
     # What NumPyro's set-up leaves.
     prototype_trace: Any
     latent_dim: int
@@ -125,6 +126,10 @@ class AutoFlow(AutoContinuous):
 
     #: What errors call it.
     title = "AutoFlow"
+    #: Whether discrete sites of finitely many values are summed out unasked.
+    sums_out = False
+    #: Whether the model's gradient is taken in forward mode.
+    forward_mode = False
     #: Starts of the search for the preconditioner.
     num_starts = 4
     #: Draws from which ``median`` and ``quantiles`` are computed, with a fixed key.
@@ -167,7 +172,10 @@ class AutoFlow(AutoContinuous):
         :raises ValueError: for a model that a guide cannot follow, or whose density is not finite
             at any start.
         """
-        found = SetUp(self.title, self.model, self.init_loc_fn, key, args, kwargs)
+        found = SetUp(
+            self.title, self.model, self.init_loc_fn, key, args, kwargs, sums_out=self.sums_out
+        )
+        self.model = found.model
         check_plates(self.title, found.trace, latent_of(found.trace))
         _numpyro.warn_of_missing_plates(found.trace)
         if not is_traced((found.start, args, kwargs)):
@@ -176,7 +184,8 @@ class AutoFlow(AutoContinuous):
         own, seed = own_params(found.trace), jax.random.key(0)
 
         def density_over(space: LatentSpace) -> LogDensity:
-            return LogDensity(self.model, space, args, kwargs, seed, own, as_nuts=as_nuts)
+            options = {"as_nuts": as_nuts, "forward_mode": self.forward_mode}
+            return LogDensity(self.model, space, args, kwargs, seed, own, **options)
 
         density = density_over(found.space)
         starts, grads = found.finite_starts(density)

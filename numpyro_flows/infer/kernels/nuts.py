@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -28,33 +28,10 @@ from ..maps import LearnedMap
 from ..traced import Traced
 from .report import FlowNUTSReport, report_of, report_of_run
 from .starts import checked_start, init_to_one_of, start_of
+from .state import FlowNUTSState
 
 #: Fewest iterations in which NUTS finds a step size.
 LEAST_WARMUP: Final = 20
-
-
-class FlowNUTSState(NamedTuple):
-    """State of a chain; NumPyro's names for what ``extra_fields`` asks for work as with NUTS.
-
-    :ivar z: unconstrained values of the model's sites, or of a potential energy's pytree.
-    :ivar warped: NUTS's own state, in the flow's base space.
-    :ivar flow: the map from there to the sites.
-    :ivar jumped: whether this iteration ended with an accepted jump.
-    :ivar num_gradients: gradients of the model so far, warm-up included.
-    :ivar rng_key: random key of the chain.
-    """
-
-    z: Any
-    warped: HMCState
-    flow: Chosen
-    jumped: Array
-    num_gradients: Array
-    rng_key: Array
-
-    def __getattr__(self, name: str) -> Any:
-        if name in HMCState._fields:
-            return getattr(self.warped, name)
-        raise AttributeError(name)
 
 
 class FlowNUTS(MCMCKernel):
@@ -79,11 +56,12 @@ class FlowNUTS(MCMCKernel):
       trained to the smallest Fisher divergence on the chains' draws and scores, accepted if it is
       smaller on the draws of held-out chains.
     - ``train="auto"``: nothing more where NUTS moves well behind the affine map (importance ESS of
-      30 %). Else pilot chains say how many gradients an effective draw takes there, and an affine
-      map is fitted to their draws and scores. A flow is trained (``"vi"``, and one window of
-      ``"fisher"`` where that leaves an ESS below 90 %) if the chains diverge or disagree, or if it
-      saves more gradients than it takes, with as many draws wanted as ``num_warmup`` for each
-      vectorised chain. With jumps it is trained in any case. The report has the decision.
+      50 %, or of 30 % with a k-hat below 0.5). Else pilot chains say how many gradients an
+      effective draw takes there, and an affine map is fitted to their draws and scores. A flow is
+      trained (``"vi"``, and one window of ``"fisher"`` where that leaves an ESS below 90 %) if the
+      chains diverge or disagree, or if it saves more gradients than it takes, with as many draws
+      wanted as ``num_warmup`` for each vectorised chain. With jumps it is trained in any case. The
+      report has the decision.
 
     **Jumps.** NUTS does not cross from mode to mode, whatever its coordinates. With
     ``jump_every=n`` each n-th iteration also proposes a draw of the flow and accepts it by the
@@ -99,8 +77,8 @@ class FlowNUTS(MCMCKernel):
     Carpenter (2026), arXiv:2603.18845 (Fisher divergence); Gabrié, Rotskoff & Vanden-Eijnden
     (2022), arXiv:2105.12603 (jumps).
 
-    :param model: a NumPyro model with continuous latent sites; its ``param`` sites keep their
-        initial values, as under ``NUTS``.
+    :param model: a NumPyro model; its ``param`` sites keep their initial values, and discrete
+        latent sites of finitely many values are summed out (package ``funsor``), as under ``NUTS``.
     :param potential_fn: in place of a model, a negative log density of any pytree of unconstrained
         values, as for ``NUTS``: the run needs ``init_params``, from which the search starts as
         well, and its draws are such pytrees. A keyword.
@@ -126,10 +104,14 @@ class FlowNUTS(MCMCKernel):
         dimensions or more if the map has an importance ESS of 95 %: what is best for a normal is
         about 0.65 (Beskos et al., 2013, arXiv:1001.4460), and the rest is caution.
     :param max_tree_depth: largest depth of a trajectory's tree.
+    :param regularize_mass_matrix: whether the metric's estimate is shrunk.
+    :param find_heuristic_step_size: whether a step size is searched for at each window.
+    :param forward_mode_differentiation: whether the model's gradient is taken in forward mode, as
+        models with a ``while`` loop need it, at the cost of one pass for each coordinate.
     :raises TypeError: for a model or recipe that cannot be called.
     :raises ValueError: for an unknown ``train`` or numbers out of range; while initialising, for a
-        model with discrete latent sites or none, arguments that are traced, or fewer than 20
-        iterations of warm-up.
+        model without latent sites or with discrete ones that cannot be summed out, arguments that
+        are traced, or fewer than 20 iterations of warm-up.
 
     >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
     >>> from numpyro.infer import MCMC
@@ -162,6 +144,9 @@ class FlowNUTS(MCMCKernel):
         dense_mass: bool = False,
         target_accept_prob: float | None = None,
         max_tree_depth: int = 10,
+        regularize_mass_matrix: bool = True,
+        find_heuristic_step_size: bool = False,
+        forward_mode_differentiation: bool = False,
     ):
         if (model is None) == (potential_fn is None):
             raise ValueError("FlowNUTS: expected one of `model` and `potential_fn`.")
@@ -188,6 +173,7 @@ class FlowNUTS(MCMCKernel):
             "num_pilots": check_size("num_pilots", num_pilots, minimum=4),
             "num_pilot_draws": check_size("num_pilot_draws", num_pilot_draws, minimum=20),
             "several_modes": jump_every > 0,
+            "forward_mode": bool(forward_mode_differentiation),
             "progress_bar": progress_bar,
         }
         self._jump_every = check_size("jump_every", jump_every, minimum=0)
@@ -200,6 +186,8 @@ class FlowNUTS(MCMCKernel):
             "dense_mass": dense_mass,
             "target_accept_prob": target_accept_prob,
             "max_tree_depth": max_tree_depth,
+            "regularize_mass_matrix": regularize_mass_matrix,
+            "find_heuristic_step_size": find_heuristic_step_size,
         }
         self._learned: Learned | None = None
         self._arguments: Any = None
