@@ -49,6 +49,18 @@ def for_training(tree: Any, key: Array | None, rows: int) -> Any:
     return _as_trained(*_flatten(tree), key, rows)
 
 
+def is_rowwise(tree: Any, below: bool = False) -> bool:
+    """Whether training treats each row by itself, without noise or a solver that rows share.
+
+    So it is where nothing in the tree has a substitute of its own in training.
+    """
+    parts = [node for node in _flatten(tree, below)[0] if isinstance(node, Exactness)]
+    return all(
+        type(part).for_training is Exactness.for_training and is_rowwise(part, below=True)
+        for part in parts
+    )
+
+
 def num_parameters(tree: Any) -> int:
     """How many numbers in a pytree train: those in floating arrays outside of :class:`Fixed`."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Fixed))

@@ -52,7 +52,20 @@ SIBLINGS = {
     # An augmented flow draws its noise from a conditional Gaussian.
     "recipes": ("coupling",),
     # Data are checked and standardised, then an objective is followed by the one loop.
-    "training": ("standardize", "columns", "data", "checkpoint", "objectives", "loop"),
+    "training": (
+        "epochs",
+        "stream",
+        "tasks",
+        "standardize",
+        "columns",
+        "data",
+        "batches",
+        "checkpoint",
+        "objectives",
+        "loop",
+        "mesh",
+        "processes",
+    ),
     # A likelihood ratio is a difference of bits.
     "diagnostics": ("bits",),
     # Inference goes in steps, from a model's arguments and sites to a guide, its fit and a sampler.

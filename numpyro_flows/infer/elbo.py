@@ -14,6 +14,8 @@ from numpyro.infer import Trace_ELBO
 from numpyro.primitives import Messenger
 
 from ..distribution import FlowDistribution, solved
+from ..parts import is_rowwise
+from ..training.mesh import Split
 from ..transform import FlowTransform
 from ..transforms import FixedAffine, penalized
 from .guide_flow import assemble
@@ -169,6 +171,7 @@ class LatentELBO(eqx.Module):
     :ivar rest: the part of the guide's flow that is not trained.
     :ivar affine: the preconditioner.
     :ivar num_particles: draws per evaluation.
+    :ivar split: how they are split over the devices of a mesh, if they are.
     """
 
     density: LogDensity
@@ -176,6 +179,7 @@ class LatentELBO(eqx.Module):
     rest: Any
     affine: FixedAffine
     num_particles: int = eqx.field(static=True)
+    split: Split | None = eqx.field(static=True, default=None)
 
     def __call__(self, params: Any, temper: Array, key: Array) -> Array:
         """Mean of :math:`\\log q(u) - t \\log p(u)` over fresh draws.
@@ -185,12 +189,27 @@ class LatentELBO(eqx.Module):
         :param key: ``jax.random.key``.
         """
         draw_key, model_key = jax.random.split(key)
+        z = self.rest.base_dist.sample(draw_key, (self.num_particles,))
+        draws = z, jax.random.split(model_key, self.num_particles)
+        if self.split is not None:
+            draws = jax.lax.with_sharding_constraint(draws, self.split.sharding(rows_at=0))
+            if is_rowwise(self.rest.transform):
+                return self.split.mean(_total, params, (self, temper), draws)
+        value, number = _total(params, (self, temper), draws)
+        return value / number
+
+    def losses(self, params: Any, temper: Array, z: Array, keys: Array) -> Array:
+        """:math:`\\log q(u) - t \\log p(u)` at draws of the base, ``(n, dim)``, each with a key."""
         flow = assemble(params, self.rest, self.affine)
-        z = flow.base_dist.sample(draw_key, (self.num_particles,))
         x, log_det = flow.transform.forward_and_log_det(z)
         log_q = path_log_prob(flow, x)
         if (transform := penalized(flow.transform)) is not None:
             log_q = log_q + log_det - transform.forward_and_log_det(z)[1]
-        keys = jax.random.split(model_key, self.num_particles)
         log_p = jax.vmap(self.density.unwound, (0, None, 0))(x, self.windings, keys)
-        return (log_q - temper * log_p).mean()
+        return log_q - temper * log_p
+
+
+def _total(params: Any, fixed: tuple[LatentELBO, Array], draws: Any) -> tuple[Array, Array]:
+    objective, temper = fixed
+    losses = objective.losses(params, temper, *draws)
+    return losses.sum(), jnp.asarray(len(losses))

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax import Array
+from jax.sharding import Mesh
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO
 
 from ..checks import check_key, check_size
 from ..compilation import split
+from ..training.mesh import Split, automatic, split_over
+from ..training.processes import is_first
 from .density import check_summable, hidden_sites, own_params
 from .export import to_arviz
 from .guides import AutoFlow
@@ -148,6 +151,7 @@ def fit_guide(
     init_params: dict[str, Any] | None = None,
     target_ess: float = 0.99,
     num_draws: int = 10_000,
+    mesh: Mesh | None = None,
     progress_bar: bool = True,
     **kwargs: Any,
 ) -> GuideFit:
@@ -180,6 +184,10 @@ def fit_guide(
     :param target_ess: importance ESS, in (0, 1), at which training may come to its end; read off
         the spread of the losses.
     :param num_draws: draws from which ELBO, k-hat and ESS are computed.
+    :param mesh: ``jax.sharding.Mesh`` whose first axis splits the particles, with the result that
+        one device gives; for ``nf.AutoFlow`` and its own objective. Arguments of the model that are
+        split over devices stay where they are: then each device computes all particles for the
+        rows that it has.
     :param progress_bar: whether to show one.
     :raises TypeError: for a guide that is no ``AutoGuide``, an objective that is no ELBO, or a key
         that is not one.
@@ -218,8 +226,10 @@ def fit_guide(
     check_size("annealing_steps", annealing_steps, minimum=0)
     if not 0 < target_ess < 1:
         raise ValueError(f"target_ess: expected a number in (0, 1), got {target_ess}.")
+    args, kwargs = automatic((args, kwargs))
+    over = None if mesh is None else split_over(mesh, "num_particles", num_particles)
     train_key, judge_key, *_ = split(key, 4)
-    trainer = _trainer(train_key, guide, args, kwargs, elbo, num_particles, init_params or {})
+    trainer = _trainer(train_key, guide, args, kwargs, elbo, num_particles, init_params or {}, over)
     try:
         trained = train(
             trainer,
@@ -229,7 +239,7 @@ def fit_guide(
             annealing_steps=annealing_steps,
             target_ess=target_ess,
             num_draws=num_draws,
-            progress_bar=progress_bar,
+            progress_bar=progress_bar and is_first(),
         )
     except NeverFinite as error:
         found = blame(judge_key, guide, error.params, args, kwargs)
@@ -245,6 +255,7 @@ def _trainer(
     elbo: ELBO | None,
     num_particles: int | None,
     init_params: dict[str, Any],
+    over: Split | None,
 ) -> Trainer:
     hidden = hidden_sites(guide.model, args, kwargs)
     check_summable(hidden)
@@ -253,5 +264,11 @@ def _trainer(
         set_up_key, key, *_ = split(key, 4)
         begun = guide.set_up(set_up_key, args, kwargs)
         if elbo is None and summed and not own_params(guide.prototype_trace):
-            return LatentTrainer(key, guide, begun, num_particles, init_params)
+            return LatentTrainer(key, guide, begun, num_particles, init_params, over)
+    if over is not None:
+        raise ValueError(
+            "mesh: particles are split for an `nf.AutoFlow` without discrete sites and without an "
+            "objective of your own. For others leave it out, and split the rows of the model's "
+            "arguments over devices: they stay where they are."
+        )
     return SVITrainer(key, guide, args, kwargs, elbo, num_particles, init_params)

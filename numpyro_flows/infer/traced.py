@@ -198,7 +198,8 @@ class Traced:
 
     def __init__(self, function: Callable[..., Any], *examples: Any):
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
-        self._arrays = jax.device_put(list(closed.consts))
+        # Those on devices stay where they are, which may be devices of other processes.
+        self._arrays = [c if isinstance(c, Array) else jax.device_put(c) for c in closed.consts]
         self._program = _Program(
             closed.jaxpr, jax.tree.structure(examples), jax.tree.structure(shapes)
         )

@@ -1,6 +1,7 @@
 """What ``fit_guide`` trains: a flow over a latent space, or anything that NumPyro's ``SVI`` can."""
 
 import copy
+import dataclasses
 import functools
 from typing import Any, Final, Protocol
 
@@ -17,6 +18,7 @@ from numpyro.infer.svi import SVIState
 
 from ..compilation import jit, split
 from ..training.loop import State, adam, run_few_steps, run_steps, start
+from ..training.mesh import Split
 from .arguments import Static, join_arguments, split_arguments
 from .centring import degrees_of
 from .density import hidden_discrete, is_subsampled, latent_of, unblocked
@@ -90,6 +92,7 @@ class LatentTrainer:
         begun: Begun,
         num_particles: int | None,
         init_params: dict[str, Any],
+        over: Split | None = None,
     ):
         locate_key, flow_key, step_key, _ = split(key, 4)
         flow_name, affine_name = guide.names
@@ -104,24 +107,36 @@ class LatentTrainer:
         flow = init_params.get(flow_name)
         if flow is None:
             flow = guide.initial_flow(flow_key)
-        self.num_particles = num_particles or default_num_particles(guide.latent_dim)
+        default = default_num_particles(guide.latent_dim)
         self._guide, self._affine, self._begun = guide, affine, begun
-        self.objective = guide.elbo(begun.density, affine, self.num_particles)
         self._state, self._key, self._num_chunks = State(flow, None), step_key, 0
+        self._over = over
+        if over is not None:
+            default = over.multiple(default)
+        self.num_particles = num_particles or default
+        self.objective = guide.elbo(begun.density, affine, self.num_particles)
+        self._trained = self.objective
+        if over is not None:
+            # Where the model's rows are split, the particles are not.
+            by = None if over.holds(begun.density) else over
+            self._trained = over.replicated(dataclasses.replace(self.objective, split=by))
 
     def params(self) -> dict[str, Any]:
-        return dict(zip(self._guide.names, (self._state.params, self._affine), strict=True))
+        flow = self._state.params if self._over is None else self._over.local(self._state.params)
+        return dict(zip(self._guide.names, (flow, self._affine), strict=True))
 
     def run(self, rates: np.ndarray, tempers: np.ndarray | None) -> np.ndarray:
         optimizer = adam(CLIP)
         if not self._num_chunks:
             self._state = start(self._state.params, optimizer=optimizer)
+            if self._over is not None:
+                self._key, self._state = self._over.replicated((self._key, self._state))
         tempers = np.ones_like(rates) if tempers is None else tempers
         run = run_few_steps if self._num_chunks < FEW else run_steps
         self._state, losses = run(
             self._key,
             self._state,
-            self.objective,
+            self._trained,
             rates,
             tempers,
             self._num_chunks,

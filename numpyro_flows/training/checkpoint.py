@@ -1,6 +1,7 @@
 """Checkpoints: a file with the state of a training, which only the call that wrote it continues."""
 
 import hashlib
+import io
 import json
 import operator
 import os
@@ -15,6 +16,7 @@ from jax import Array
 
 from ..distribution import leaf_names
 from ..io import written_whole
+from .processes import is_first, shared
 
 
 class Checkpoint:
@@ -51,11 +53,16 @@ class Checkpoint:
 
         :raises ValueError: for a damaged or foreign file, or one of another call.
         """
-        if not self.path.exists():
+        exists = is_first() and self.path.exists()
+        # A folder in its place is damaged too, and so is a file of no bytes.
+        content = shared(
+            b"1" + (self.path.read_bytes() if self.path.is_file() else b"") if exists else b""
+        )
+        if not content:
             return None
         leaves, structure = jax.tree.flatten(trees)
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(content[1:]), allow_pickle=False) as file:
                 record = json.loads(str(file["meta"]))
                 matches = record.pop("fingerprint") == self.fingerprint
                 arrays = [file[name] for name in leaf_names(trees)] if matches else []

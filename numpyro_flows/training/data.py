@@ -1,12 +1,10 @@
-"""Data of ``nf.fit``: checks of the arguments, the rows that are held out, and batches."""
+"""Data of ``nf.fit``: checks of the arguments."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
 from ..augmented import AugmentedFlow
@@ -51,33 +49,40 @@ def say_rows(mask: np.ndarray) -> str:
     return f"{len(rows)} of {len(mask)} rows ({'row' if len(rows) == 1 else 'rows'} {listed})"
 
 
-# Checks.
-
-
 def check_data(
     flow: FlowDistribution | AugmentedFlow,
     x: ArrayLike,
     context: Any,
     weights: ArrayLike | None,
+    *,
+    whole: bool = True,
 ) -> Table:
-    """Checked data of a flow of real numbers; its support is checked later, by ``unconstrain``."""
+    """Checked data of a flow of real numbers; its support is checked later, by ``unconstrain``.
+
+    :param whole: whether these are all rows; else it may be one, and weights stay what they are.
+    """
     _check_unbound(flow)
     x = _as_float("x", x)
-    _check_rows(flow, x)
+    _check_rows(flow, x, 2 if whole else 1)
     _check_finite("x", in_precision(x))
-    return _table(flow, x, context, weights)
+    return _table(flow, x, context, weights, whole)
 
 
 def check_levels(
-    model: Dequantized, x: ArrayLike, context: Any, weights: ArrayLike | None
+    model: Dequantized,
+    x: ArrayLike,
+    context: Any,
+    weights: ArrayLike | None,
+    *,
+    whole: bool = True,
 ) -> Table:
     """Checked data of a model of integers."""
     _check_unbound(model.flow)
     check_unmasked("x", x)
     x = as_numpy(x)
     check_integers("x", x, model.levels, model.event_shape)
-    _check_rows(model.flow, x)
-    return _table(model.flow, x, context, weights)
+    _check_rows(model.flow, x, 2 if whole else 1)
+    return _table(model.flow, x, context, weights, whole)
 
 
 def _as_float(name: str, value: ArrayLike) -> np.ndarray:
@@ -106,17 +111,21 @@ def _check_unbound(flow: Any) -> None:
         )
 
 
-def _check_rows(flow: FlowDistribution | AugmentedFlow, x: np.ndarray) -> None:
+def _check_rows(flow: FlowDistribution | AugmentedFlow, x: np.ndarray, least: int) -> None:
     if x.ndim == 0 or x.shape[1:] != flow.event_shape:
         shape = str(("n", *flow.event_shape)).replace("'", "")
         hint = " Scalar data needs a last axis: x[:, None]." if flow.event_shape == (1,) else ""
         raise ValueError(f"x: expected shape {shape}, one draw per row, got {x.shape}.{hint}")
-    if len(x) < 2:
-        raise ValueError(f"x: expected at least 2 rows, got {len(x)}.")
+    if len(x) < least:
+        raise ValueError(f"x: expected at least {least} rows, got {len(x)}.")
 
 
 def _table(
-    flow: FlowDistribution | AugmentedFlow, x: np.ndarray, context: Any, weights: ArrayLike | None
+    flow: FlowDistribution | AugmentedFlow,
+    x: np.ndarray,
+    context: Any,
+    weights: ArrayLike | None,
+    whole: bool,
 ) -> Table:
     """Rows together with their checked contexts and weights."""
     n = len(x)
@@ -147,10 +156,11 @@ def _table(
                 f"got {context.shape}.{hint if context.ndim == 1 else ''}"
             )
         _check_finite("context", in_precision(context))
-    return Table(x, context, _masses(n, weights))
+    mass = _checked_masses(n, weights)
+    return Table(x, context, _masses(mass) if whole else mass)
 
 
-def _masses(n: int, weights: ArrayLike | None) -> np.ndarray:
+def _checked_masses(n: int, weights: ArrayLike | None) -> np.ndarray:
     check_unmasked("weights", weights)
     mass = np.ones(n) if weights is None else np.asarray(weights, dtype=float)
     if mass.shape != (n,):
@@ -163,100 +173,12 @@ def _masses(n: int, weights: ArrayLike | None) -> np.ndarray:
             f"weights: expected non-negative numbers, got {say_rows(mass < 0)} below 0; "
             "0 leaves a row out."
         )
+    return mass
+
+
+def _masses(mass: np.ndarray) -> np.ndarray:
     mass = in_precision(mass / np.maximum(np.max(mass), np.finfo(float).tiny))
     positive = mass[mass > 0]
     if len(positive) < 2:
         raise ValueError(f"weights: expected at least 2 positive ones, got {len(positive)}.")
     return mass / positive.mean(dtype=float)
-
-
-# Batches.
-
-
-class Batches(NamedTuple):
-    """Some batches of a pass over the data, stacked along a first axis of ``steps``.
-
-    :ivar batches: what :attr:`Arrays.select` reads.
-    :ivar num_rows: rows in each, shape ``(steps,)``.
-    :ivar weights: their weights' sum, shape ``(steps,)``.
-    :ivar last: whether the pass ends with them.
-    """
-
-    batches: Any
-    num_rows: np.ndarray
-    weights: np.ndarray
-    last: bool = True
-
-
-class Arrays:
-    """Rows in memory, some of them held out, as a source of batches.
-
-    A source of another kind has the same public members; one that reads rows from elsewhere holds
-    nothing in :attr:`train`, hands out the rows themselves in several :class:`Batches` per epoch,
-    and has a ``select`` that returns them.
-
-    :param data: arrays of n rows each.
-    :param constants: of each row, shape ``(n,)``: what its log density has beside the loss's.
-    :param seed: numbers for NumPy's generator.
-    :param batch_size: rows per step.
-    :param num_held_out: rows that no step sees.
-    :ivar train: the rows for training, on the device.
-    :ivar monitored: the rows that are scored after each epoch: those held out, or else the same.
-    :ivar monitored_batches: batches of all of these.
-    :ivar monitored_weight: the sum of their weights.
-    :ivar train_constant: weighted mean of the constants of ``train``.
-    :ivar monitored_constant: and of ``monitored``.
-    """
-
-    def __init__(
-        self,
-        data: dict[str, Any],
-        constants: np.ndarray,
-        seed: list[int],
-        batch_size: int,
-        num_held_out: int,
-    ):
-        # NumPy shuffles, 30 times faster than XLA's sort on a CPU, and with nothing to compile.
-        order = np.random.default_rng([*seed, 0]).permutation(len(constants))
-        held_out, train = np.split(order, [num_held_out])
-        monitored = held_out if num_held_out else train
-        self.train = jax.device_put(jax.tree.map(lambda array: array[train], data))
-        self.monitored = self.train
-        if num_held_out:
-            self.monitored = jax.device_put(jax.tree.map(lambda array: array[held_out], data))
-        weights = data["weights"]
-        self.train_constant = np.average(constants[train], weights=weights[train])
-        self.monitored_constant = np.average(constants[monitored], weights=weights[monitored])
-        self.monitored_batches = in_batches(np.arange(len(monitored)), max(batch_size, 1024))
-        self.monitored_weight = weights[monitored].sum(dtype=float)
-        self._weights, self._seed, self._batch_size = weights[train], seed, batch_size
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of an epoch."""
-        return -(-len(self._weights) // self._batch_size)
-
-    def epoch(self, number: int) -> Iterator[Batches]:
-        """One pass over the rows for training, in an order of its own; here in one piece."""
-        n = len(self._weights)
-        order = np.random.default_rng([*self._seed, number]).permutation(n)
-        index, is_row = in_batches(order, self._batch_size)
-        weights = np.where(is_row, self._weights[index], 0.0)
-        yield Batches((index, is_row), is_row.sum(1), weights.sum(1, dtype=float))
-
-    @staticmethod
-    def select(data: Any, batch: tuple[Array, Array]) -> tuple[dict[str, Any], Array]:
-        """The rows of a batch, and which of them are no padding."""
-        index, is_row = batch
-        return jax.tree.map(lambda array: array[index], data), is_row
-
-
-def in_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row indices of each batch and whether an entry is a row or padding, ``(steps, size)``."""
-    n = len(order)
-    size = min(batch_size, n)
-    num = -(-n // size)
-    is_row = np.arange(num * size) < n
-    # Padding repeats a row of its own batch: no other one can spoil the gradient.
-    order = np.pad(order, (0, num * size - n), mode="edge")
-    return order.reshape(num, size), is_row.reshape(num, size)

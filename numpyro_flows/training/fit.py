@@ -1,31 +1,31 @@
 """``nf.fit``: train a flow on data, by maximum likelihood or another objective."""
 
 import dataclasses
-import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from ..augmented import AugmentedFlow
-from ..checks import check_key, check_size, is_real
+from ..checks import check_key, check_size
 from ..dequantization import Dequantized
 from ..distribution import FlowDistribution, combine, partition
-from ..transform import FlowTransform
-from ..transforms import Embedded
 from .checkpoint import Checkpoint, to_numpy
-from .columns import without_bound
-from .data import Arrays, Batches, check_data, check_levels
-from .loop import Best, Chunk, State, adam, optimize, start
-from .objectives import BatchLoss, Objective, default_objective, score
-from .standardize import Numbers, leave_out, numbers_of, take_apart, unconstrain, whiten
+from .epochs import Cosine, Epochs
+from .loop import State, adam, optimize, start
+from .mesh import split_over
+from .objectives import BatchLoss, Objective, default_objective
+from .processes import is_first, rows_of_all
+from .stream import is_batches, task_of_batches
+from .tasks import Settings, task_of_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,10 @@ class FitResult:
 def fit(
     key: Array,
     flow: FlowDistribution | AugmentedFlow | Dequantized,
-    x: ArrayLike,
+    x: ArrayLike | Iterable,
     context: ArrayLike | None = None,
     *,
+    val_batches: Iterable | None = None,
     objective: Objective | None = None,
     weights: ArrayLike | None = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -63,6 +64,7 @@ def fit(
     patience: int | None = None,
     val_fraction: float = 0.1,
     standardize: bool = True,
+    mesh: Mesh | None = None,
     progress_bar: bool = True,
     checkpoint: str | os.PathLike | None = None,
 ) -> FitResult:
@@ -98,9 +100,14 @@ def fit(
     :param flow: flow with batch shape ``()``, conditional or not, augmented or not; for integers a
         ``Dequantized``.
     :param x: data of shape ``(n, *event_shape)``, an array or a table of numbers, floating, finite,
-        inside the flow's support; or integers inside the range of the ``Dequantized``.
+        inside the flow's support; or integers inside the range of the ``Dequantized``. Or batches
+        to be read anew in each epoch, for data that do not fit in memory: a list, or any iterable
+        with a length, of arrays, pairs ``(x, context)`` or dicts of ``x``, ``context`` and
+        ``weights``. Rows are shuffled among batches that follow each other and cut to
+        ``batch_size``; one pass more gives the standardisation, and leaves no rows out.
     :param context: shape ``(n, context_dim)`` for a conditional flow; for one with an embedding
         network the pytree that it reads, n rows in each array, which is not standardised.
+    :param val_batches: for batches: others to validate on, in place of a share of them.
     :param objective: ``nf.FlowMatching()`` for continuous flows; by default the likelihood, or the
         bound of a ``Dequantized``.
     :param weights: non-negative weights of shape ``(n,)``; their scale does not matter, and rows
@@ -117,6 +124,10 @@ def fit(
     :param standardize: whether to standardise, and to leave out rows far from all others; a flow
         that was fitted before keeps one standardisation, with the numbers of the new data (of the
         old if False).
+    :param mesh: ``jax.sharding.Mesh`` whose first axis splits the rows of each batch, with the
+        result that one device gives. Under ``jax.distributed`` each process passes rows of its
+        own, as many as the others; the fit is that of all rows, those of the first process first,
+        which all hosts then hold, and a device holds its share.
     :param progress_bar: whether to show one.
     :param checkpoint: file that is rewritten after each epoch. If it is there, training continues
         from it, with the result the uninterrupted call would have had. Functions cannot be
@@ -124,7 +135,8 @@ def fit(
     :return: the fitted flow and its losses.
     :raises ValueError: for fewer than 2 rows, wrong shapes, NaN or infinite rows or rows outside
         the support (counted and named), constant columns, a flow that the objective cannot train,
-        or a checkpoint of another call.
+        a checkpoint of another call, a batch that a mesh cannot split evenly, or processes with
+        different numbers of rows.
     :raises TypeError: for non-floating data, an objective that is none, or a key that is not one.
     :raises FloatingPointError: if no step of an epoch has a finite loss, gradient and update.
 
@@ -153,12 +165,33 @@ def fit(
         raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}.")
     if not clip_norm > 0:
         raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
-    objective.check(flow, context)
-    task = (
-        _discrete(flow, x, context, weights)
-        if isinstance(flow, Dequantized)
-        else _continuous(flow, x, context, weights, standardize)
+    streams = is_batches(x, getattr(flow, "event_shape", ()))
+    if streams and not (context is None and weights is None):
+        raise ValueError(
+            "context, weights: with batches they are parts of these: pairs (x, context), or dicts "
+            "with 'x', 'context' and 'weights'."
+        )
+    if val_batches is not None and not streams:
+        raise ValueError("val_batches: expected none, as x is an array; use `val_fraction`.")
+    objective.check(flow, getattr(flow, "context_dim", 0) or None if streams else context)
+    split = None
+    if mesh is not None:
+        split = split_over(mesh, "batch_size", batch_size)
+        if streams and jax.process_count() > 1:
+            raise ValueError(
+                "x: batches are read in one process, on all of its devices; several processes take "
+                "arrays, each its own rows."
+            )
+        x, context, weights = (
+            (x, context, weights) if streams else rows_of_all((x, context, weights))
+        )
+    settings = Settings(
+        standardize, objective.in_nats, to_numpy(key).tolist(), batch_size, val_fraction, split
     )
+    if streams:
+        task = task_of_batches(flow, x, val_batches, settings)
+    else:
+        task = task_of_arrays(flow, x, context, weights, settings)
     for note in task.notes:
         warnings.warn(note, stacklevel=2)
     params, rest = partition(task.model)
@@ -168,29 +201,22 @@ def fit(
             "recipe such as `nf.realnvp`."
         )
 
-    n = len(task.log_det)
-    num_val = min(max(1, int(n * val_fraction)), n - 1) if val_fraction and n >= 10 else 0
-    if n < 10 and val_fraction:
-        warnings.warn(
-            f"fit: {n} rows are too few to hold some out; early stopping uses the training loss.",
-            stacklevel=2,
-        )
-    # Whitened rows are scored; these constants give nats in the data's units.
-    constants = task.log_det if objective.in_nats else np.zeros(n)
-    source = Arrays(task.data, constants, to_numpy(key).tolist(), batch_size, num_val)
+    source = task.source
     schedule = None
     if optimizer is None and callable(learning_rate):
         optimizer = adam(clip_norm, learning_rate)
     elif optimizer is None:
         optimizer = adam(clip_norm)
-        schedule = _Cosine(float(learning_rate), max_epochs * source.num_steps)
-    loss = BatchLoss(objective, source.select)
-    plan = _Epochs(source, loss, params, rest, schedule, max_epochs, patience, num_val > 0)
-    state = start(params, optimizer=optimizer)
+        schedule = Cosine(float(learning_rate), max_epochs * source.num_steps)
+    loss = BatchLoss(objective, source.select, split if objective.is_rowwise(task.model) else None)
+    state, fixed = start(params, optimizer=optimizer), rest
+    if split is not None:
+        key, state, fixed = split.replicated((key, state, fixed))
+    plan = Epochs(source, loss, state.params, fixed, schedule, max_epochs, patience, task.holds_out)
 
     store = restored = None
     if checkpoint is not None:
-        settings = [
+        known = [
             repr(objective),
             batch_size,
             max_epochs,
@@ -203,18 +229,20 @@ def fit(
             # NumPyro orders what is in a distribution anew in each process.
             sorted(re.findall(r"\w+", str(jax.tree.structure((task.model, state.opt_state))))),
         ]
-        pieces = (*state, rest, task.data, task.numbers, task.log_det)
-        store = Checkpoint(checkpoint, settings, key, pieces)
+        pieces = (*state, rest, *task.numbers)
+        store = Checkpoint(checkpoint, known, key, pieces)
         restored = store.load((*state, params))
     if restored is not None:
         (*trees, best), record = restored
         state = State(*trees)
+        if split is not None:
+            state, best = split.replicated((state, best))
         plan.restore(record, best)
     else:
-        plan.best.loss = plan.monitor(params)
+        plan.best.loss = plan.monitor(state.params)
 
     def save(state: State) -> None:
-        if store is not None:
+        if store is not None and is_first():
             store.save((*state, plan.best.params), plan.to_restore())
 
     optimize(
@@ -222,10 +250,10 @@ def fit(
         loss,
         optimizer,
         state,
-        (rest, source.train),
+        (fixed, source.train),
         plan,
         name="fit",
-        progress_bar=progress_bar,
+        progress_bar=progress_bar and is_first(),
         save=save,
     )
     if plan.num_skipped:
@@ -242,179 +270,13 @@ def fit(
             RuntimeWarning,
             stacklevel=2,
         )
+    best = plan.best.params
+    if split is not None:
+        best = split.local(best)
     return FitResult(
-        task.finish(combine(plan.best.params, rest)),
+        task.finish(combine(best, rest)),
         np.array(plan.train_losses),
         np.array(plan.val_losses),
         plan.best.when,
         plan.num_skipped,
     )
-
-
-class _Task(NamedTuple):
-    """What one call of :func:`fit` trains, and on what."""
-
-    model: Any
-    core: FlowTransform  # the transform in it that trains
-    data: dict[str, Any]
-    numbers: Numbers | None
-    log_det: np.ndarray  # of what comes after the core, for each row
-    finish: Callable[[Any], Any]  # the trained model to what the caller gets
-    notes: list[str]  # to warn of
-
-
-def _continuous(
-    flow: FlowDistribution | AugmentedFlow,
-    x: ArrayLike,
-    context: Any,
-    weights: ArrayLike | None,
-    standardize: bool,
-) -> _Task:
-    table = check_data(flow, x, context, weights)
-    parts = take_apart(flow)
-    core, embedded = parts.core, isinstance(flow.transform, Embedded)
-    if standardize and not is_real(core.support):
-        raise ValueError(
-            f"flow: expected a {type(core.transform).__name__} onto the real numbers, got one onto "
-            f"{core.support}, which cannot be standardised. Pass `standardize=False`, or end the "
-            "flow with `nf.transforms.NumPyroTransform(biject_to(support), event_shape)`."
-        )
-    in_units = table.x
-    table, log_det = unconstrain(flow, parts, table)
-    notes: list[str] = []
-    if standardize:
-        table, notes = leave_out(table, embedded)
-    # Without rows of weight 0 no split or batch has weight 0, and their density may be anything.
-    keep = table.weights > 0
-    table, log_det, in_units = table.take(keep), log_det[keep], in_units[keep]
-    numbers = parts.numbers
-    if standardize:
-        numbers, more = numbers_of(table, parts, embedded)
-        notes += more
-    if numbers is not None:
-        table, constant = whiten(table, numbers, embedded)
-        log_det = log_det + constant
-    notes += without_bound(in_units, table, embedded)
-    return _Task(
-        core,
-        core.transform,
-        table.as_trained(),
-        numbers,
-        log_det,
-        lambda trained: parts.put_together(trained, numbers),
-        notes,
-    )
-
-
-def _discrete(model: Dequantized, x: ArrayLike, context: Any, weights: ArrayLike | None) -> _Task:
-    table = check_levels(model, x, context, weights)
-    table = table.take(table.weights > 0)
-    zeros = np.zeros(len(table.x))
-    return _Task(
-        model, model.flow.transform, table.as_trained(), None, zeros, lambda trained: trained, []
-    )
-
-
-class _Cosine(NamedTuple):
-    """A learning rate that falls to 0 over a number of steps."""
-
-    rate: float
-    steps: int
-
-    def __call__(self, step: np.ndarray) -> np.ndarray:
-        return self.rate * 0.5 * (1 + np.cos(np.pi * np.minimum(step / self.steps, 1)))
-
-
-class _Epochs:
-    """The plan of :func:`fit`: passes over the data until the monitored loss ceases to fall."""
-
-    def __init__(
-        self,
-        source: Arrays,
-        loss: BatchLoss,
-        params: Any,
-        rest: Any,
-        schedule: _Cosine | None,
-        max_epochs: int,
-        patience: int,
-        holds_out: bool,
-    ):
-        self.total = max_epochs
-        self.train_losses: list[float] = []
-        self.val_losses: list[float] = []
-        self.num_skipped = 0
-        self.best = Best(params, math.nan)
-        self._source, self._loss, self._rest, self._schedule = source, loss, rest, schedule
-        self._patience, self._holds_out = patience, holds_out
-        self._num_chunks = self._num_steps = 0
-        self._pieces: Iterator[Batches] = iter(())
-        self._total = self._weight = 0.0
-
-    @property
-    def done(self) -> int:
-        """Epochs so far."""
-        return len(self.train_losses)
-
-    def monitor(self, params: Any) -> float:
-        """The loss that early stopping looks at."""
-        source = self._source
-        fixed = self._rest, source.monitored
-        total = score(params, fixed, source.monitored_batches, loss=self._loss)
-        return float(total) / source.monitored_weight - source.monitored_constant
-
-    def next(self) -> Chunk | None:
-        piece = next(self._pieces, None)
-        if piece is None:
-            if self.done >= self.total or self.done - self.best.when >= self._patience:
-                return None
-            self._pieces = self._source.epoch(self.done + 1)
-            piece = next(self._pieces)
-            self._total = self._weight = 0.0
-        self._piece = piece
-        self._num_chunks += 1
-        rates = np.ones(len(piece.num_rows))
-        if self._schedule is not None:
-            rates = self._schedule(self._num_steps + np.arange(len(rates)))
-        return Chunk(rates, piece.batches, self._num_chunks)
-
-    def record(self, state: State, losses: np.ndarray) -> str:
-        piece, made = self._piece, np.isfinite(losses)
-        self._num_steps += len(losses)
-        self.num_skipped += int((~made).sum())
-        self._total += float((losses * piece.num_rows)[made].sum(dtype=float))
-        self._weight += float(piece.weights[made].sum())
-        if piece.last:
-            self._end_epoch(state.params)
-        return f"train={self.train_losses[-1]:.4f}, best={self.best.loss:.4f}" if self.done else ""
-
-    def _end_epoch(self, params: Any) -> None:
-        epoch = self.done + 1
-        if not self._weight:
-            raise FloatingPointError(
-                f"fit: no step of epoch {epoch} had a finite loss, gradient and update. Lower "
-                "`learning_rate` or `clip_norm`, or look for extreme values in the data."
-            )
-        self.train_losses.append(self._total / self._weight - self._source.train_constant)
-        loss = self.monitor(params)
-        if self._holds_out:
-            self.val_losses.append(loss)
-        self.best.offer(params, loss, epoch)
-
-    def to_restore(self) -> dict[str, Any]:
-        """What :meth:`restore` needs, as JSON can hold it."""
-        return {
-            "train_losses": self.train_losses,
-            "val_losses": self.val_losses,
-            "num_skipped": self.num_skipped,
-            "num_chunks": self._num_chunks,
-            "num_steps": self._num_steps,
-            "best_loss": self.best.loss,
-            "best_epoch": self.best.when,
-        }
-
-    def restore(self, record: dict[str, Any], best: Any) -> None:
-        """Go on where another plan of the same call was, with the best parameters that it had."""
-        self.train_losses, self.val_losses = record["train_losses"], record["val_losses"]
-        self.num_skipped = record["num_skipped"]
-        self._num_chunks, self._num_steps = record["num_chunks"], record["num_steps"]
-        self.best = Best(best, record["best_loss"], record["best_epoch"])

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from numpyro.distributions import Distribution
 from ..compilation import jit
 from ..dequantization import Dequantized
 from ..distribution import FlowDistribution, combine
-from ..parts import for_training
+from ..parts import for_training, is_rowwise
 from ..transforms import (
     Chain,
     CompressedContext,
@@ -23,6 +24,7 @@ from ..transforms import (
     NumPyroTransform,
     Standardized,
 )
+from .mesh import Split
 
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
@@ -43,6 +45,10 @@ class Objective(abc.ABC):
     def check(self, flow: Any, context: Any) -> None:  # noqa: B027
         """Raise a ``ValueError`` if the objective cannot train this flow."""
 
+    def is_rowwise(self, flow: Any) -> bool:
+        """Whether the loss of a row depends on this row alone, and not on the key."""
+        return False
+
     @abc.abstractmethod
     def __call__(self, flow: Any, rows: dict[str, Any], key: Array | None) -> Array:
         """Losses of n rows, shape ``(n,)``.
@@ -59,6 +65,9 @@ class MaximumLikelihood(Objective):
     """Negative log-likelihood, in nats."""
 
     in_nats = True
+
+    def is_rowwise(self, flow: Any) -> bool:
+        return is_rowwise(flow)
 
     def __call__(self, flow: Any, rows: dict[str, Any], key: Array | None) -> Array:
         flow = for_training(flow, key, len(rows["x"]))
@@ -175,10 +184,13 @@ class BatchLoss:
     """The loss of a step, as ``loop.optimize`` wants it: the weighted mean over a batch's rows.
 
     Its ``fixed`` are what does not train of the flow, and the data of which ``select`` takes rows.
+    With a ``split`` each device differentiates its own rows, which an objective must allow; without
+    one the compiler splits the work by where the rows lie.
     """
 
     objective: Objective
     select: Select
+    split: Split | None = None
 
     def total(self, params: Any, fixed: Any, batch: Any, key: Array | None) -> tuple[Array, Array]:
         """Weighted sum of the rows' losses, and the number of rows."""
@@ -188,8 +200,11 @@ class BatchLoss:
         return jnp.where(is_row, losses, 0.0).sum(), is_row.sum()
 
     def __call__(self, params: Any, fixed: Any, batch: Any, key: Array) -> Array:
-        total, num_rows = self.total(params, fixed, batch, key)
-        return total / num_rows
+        if self.split is not None:
+            total = functools.partial(self.total, key=None)
+            return self.split.mean(total, params, fixed, batch)
+        value, num_rows = self.total(params, fixed, batch, key)
+        return value / num_rows
 
 
 @jit(static_argnames="loss")

@@ -181,26 +181,59 @@ def _unconstrained(flow: Any, transforms: list[NumPyroTransform], x: Array) -> A
     return flow.support(x), *Chain(transforms).inverse_and_log_det(x)
 
 
+class Running:
+    """Mean and spread of each column of rows that come in parts.
+
+    Source: Chan, Golub & LeVeque (1983), doi:10.1080/00031305.1983.10483115, which is Welford's
+    recurrence for parts in place of rows.
+    """
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self.loc: Any = 0.0
+        self._squares: Any = 0.0
+        self._low, self._high = np.inf, -np.inf
+
+    def add(self, value: np.ndarray, weights: np.ndarray) -> "Running":
+        """Rows, ``(n, *columns)``, of positive weights."""
+        value, weight = value.astype(float), float(weights.sum(dtype=float))
+        loc = np.average(value, axis=0, weights=weights)
+        squares = weight * np.average((value - loc) ** 2, axis=0, weights=weights)
+        total = self.weight + weight
+        shift = loc - self.loc
+        self._squares = self._squares + squares + shift**2 * (self.weight * weight / total)
+        self.loc, self.weight = self.loc + shift * (weight / total), total
+        self._low = np.minimum(self._low, value.min(axis=0))
+        self._high = np.maximum(self._high, value.max(axis=0))
+        return self
+
+    def numbers(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each column, as the flow will hold them.
+
+        :raises ValueError: for columns that are constant.
+        """
+        loc = in_precision(self.loc)
+        scale = in_precision(np.sqrt(self._squares / self.weight))
+        info = np.finfo(scale.dtype)
+        # A spread of a few units in the last place is rounding, here or in the flow.
+        largest = np.maximum(np.abs(self._low), np.abs(self._high))
+        ulps = 16 * float(info.eps) * largest
+        constant = (self._high - self._low <= ulps) | (scale < info.tiny)
+        if constant.any():
+            reason = {
+                "x": "so the density is not bounded there; drop it or add noise",
+                "context": "so nothing can be learned from it; drop it",
+            }
+            raise ValueError(
+                f"{name}: {say_columns(constant)} {'is' if constant.sum() == 1 else 'are'} "
+                f"constant to the precision of {scale.dtype}, {reason[name]}."
+            )
+        return loc, scale
+
+
 def moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, as the flow will hold them."""
-    value = value.astype(float)
-    loc = np.average(value, axis=0, weights=weights)
-    scale = np.sqrt(np.average((value - loc) ** 2, axis=0, weights=weights))
-    loc, scale = in_precision(loc), in_precision(scale)
-    info = np.finfo(scale.dtype)
-    # A spread of a few units in the last place is rounding, here or in the flow.
-    ulps = 16 * float(info.eps) * np.abs(value).max(axis=0)
-    constant = (np.ptp(value, axis=0) <= ulps) | (scale < info.tiny)
-    if constant.any():
-        reason = {
-            "x": "so the density is not bounded there; drop it or add noise",
-            "context": "so nothing can be learned from it; drop it",
-        }
-        raise ValueError(
-            f"{name}: {say_columns(constant)} {'is' if constant.sum() == 1 else 'are'} constant "
-            f"to the precision of {scale.dtype}, {reason[name]}."
-        )
-    return loc, scale
+    """The same of rows that are at hand."""
+    return Running().add(value, weights).numbers(name)
 
 
 def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
@@ -217,13 +250,23 @@ def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
     return table._replace(weights=weights), [note for _, note in apart if note]
 
 
-def numbers_of(table: Table, parts: Parts, embedded: bool) -> tuple[Numbers, list[str]]:
+def numbers_of(
+    table: Table, parts: Parts, embedded: bool, known: dict[str, Running] | None = None
+) -> tuple[Numbers, list[str]]:
     """The numbers of a standardisation, and warnings about columns with heavy tails.
 
     Mean and standard deviation, but quantiles where these are those of a few rows; a column of the
     context is then compressed.
+
+    :param known: the moments of all rows by name, where the table holds some alone.
     """
-    loc, scale = moments("x", table.x, table.weights)
+
+    def moments_of(name: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if known is not None:
+            return known[name].numbers(name)
+        return moments(name, value, table.weights)
+
+    loc, scale = moments_of("x", table.x)
     skewed, median, width = heavy(table.x, table.weights)
     notes = []
     if table.x.ndim == 2 and parts.support:
@@ -244,10 +287,10 @@ def numbers_of(table: Table, parts: Parts, embedded: bool) -> tuple[Numbers, lis
     if embedded or table.context is None:
         return Numbers(loc, scale), notes
     context = table.context
-    moments("context", context, table.weights)  # raises for constant columns
+    usual = moments_of("context", context)  # raises for constant columns
     skewed, median, width = heavy(context, table.weights)
     if not skewed.any():
-        return Numbers(loc, scale, moments("context", context, table.weights)), notes
+        return Numbers(loc, scale, usual), notes
     one_sided = (context >= 0).all(axis=0) | (context <= 0).all(axis=0)
     for i in np.flatnonzero(skewed & one_sided):
         # From the small numbers on, in orders of magnitude.
