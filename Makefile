@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all test-lowest smoke lint format docs release benchmark clean
+.PHONY: demo test test-all test-lowest smoke lint format docs release benchmark benchmarks benchmark-guard clean
 
 # The environment is rebuilt when the dependencies change.
 $(VENV)/installed: pyproject.toml
@@ -62,6 +62,16 @@ release: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[peers]"
 	$(BIN)/python benchmarks/peers.py
+
+# All of them, for hours; the page is build/benchmarks/index.md.
+benchmarks: $(VENV)/installed
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[peers,pymc]"
+	$(BIN)/python benchmarks/run.py
+
+# Minutes: fails where a ratio to flowjax has worsened by more than a quarter.
+benchmark-guard: $(VENV)/installed
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[peers]"
+	$(BIN)/python benchmarks/run.py --guard
 
 clean:
 	rm -rf .venv .venv-* .cache build dist .pytest_cache .mypy_cache .ruff_cache

@@ -58,7 +58,7 @@ myst_heading_anchors = 4
 
 nb_execution_mode = os.environ.get("DOCS_EXECUTION", "cache")
 nb_execution_cache_path = str(ROOT / ".cache" / "docs" / digest_of_the_code())
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # of a cell, on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "text/html", 0), ("html", "image/png", 5)]
