@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all test-lowest smoke lint format benchmark clean
+.PHONY: demo test test-all test-lowest smoke lint format docs release benchmark benchmarks benchmark-guard clean
 
 # The environment is rebuilt when the dependencies change.
 $(VENV)/installed: pyproject.toml
@@ -50,9 +50,28 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, in build/site. Notebooks are executed when they or the package have changed.
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[docs]"
+	$(CACHE) $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+
+# Distributions in dist/, tried in an empty environment: all of a release but the upload.
+release: $(VENV)/installed
+	$(BIN)/python .ci/release.py
+
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[peers]"
 	$(BIN)/python benchmarks/peers.py
+
+# All of them, for hours; the page is build/benchmarks/index.md.
+benchmarks: $(VENV)/installed
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[peers,pymc]"
+	$(BIN)/python benchmarks/run.py
+
+# Minutes: fails where a ratio to flowjax has worsened by more than a quarter.
+benchmark-guard: $(VENV)/installed
+	$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e ".[peers]"
+	$(BIN)/python benchmarks/run.py --guard
 
 clean:
 	rm -rf .venv .venv-* .cache build dist .pytest_cache .mypy_cache .ruff_cache

@@ -65,6 +65,7 @@ class AugmentedFlow(Exactness, Sampled):
     :param num_samples: K.
     :param support: constraints of the coordinates of x, one each, or None for real ones. ``joint``
         and ``encoder`` see x mapped to the real numbers.
+    :param validate_args: whether values are checked against the support, as in NumPyro.
     :raises TypeError: if either is no ``FlowDistribution``.
     :raises ValueError: if their sizes do not fit together, or the density of ``encoder`` is an
         estimate.

@@ -228,6 +228,10 @@ def noise_flow(
     :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``.
     :raises ValueError: for odd sizes, sizes below 1 or an unknown activation.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
+
+    >>> import jax
+    >>> noise_flow(jax.random.key(0), (4, 4, 1), depth=2, hidden=(4,)).event_shape
+    (4, 4, 1)
     """
     shape = check_image_shape(shape)
     squeeze = Squeeze(shape)

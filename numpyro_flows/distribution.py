@@ -78,6 +78,7 @@ class FlowDistribution(Sampled, TransformedDistribution):
     :param base_dist: distribution of z, continuous, of event shape ``transform.event_shape``;
         missing event axes are taken from its batch axes. Numbers in it become floating arrays.
     :param transform: a ``FlowTransform`` or any NumPyro transform.
+    :param validate_args: whether values are checked against the support, as in NumPyro.
     :raises TypeError: if either is neither.
     :raises ValueError: if the base is discrete or its shape does not fit.
 
@@ -336,7 +337,18 @@ def _is_flow(node: Any) -> bool:
 
 
 def combine(params: Any, rest: Any) -> Any:
-    """Undo :func:`partition`: the flow with these parameters."""
+    """Undo :func:`partition`: the flow with these parameters.
+
+    :param params: the first half that ``partition`` returned, or a pytree like it.
+    :param rest: the second half.
+    :return: the flow, or the tree of flows.
+
+    >>> import jax, numpyro_flows as nf
+    >>> flow = nf.realnvp(jax.random.key(0), 2)
+    >>> params, rest = nf.partition(flow)
+    >>> combine(jax.tree.map(lambda a: 0.5 * a, params), rest).event_shape
+    (2,)
+    """
     return eqx.combine(params, rest)
 
 

@@ -166,6 +166,16 @@ def masked_product(weight: Array, mask: np.ndarray, h: Array) -> Array:
     first rows need the first columns alone. Large products are made of four blocks of rows, which
     leaves out three eighths of a triangular one; the products of the gradient, whose pieces have to
     be added up again, of two.
+
+    :param weight: shape ``(out, in)``.
+    :param mask: NumPy array of the same shape, known when a program is made.
+    :param h: shape ``(in, rows)``.
+    :return: shape ``(out, rows)``.
+
+    >>> import jax.numpy as jnp, numpy as np
+    >>> masked_product(jnp.ones((2, 2)), np.tril(np.ones((2, 2))), jnp.ones((2, 1)))
+    Array([[1.],
+           [2.]], dtype=float32)
     """
     many = 4 if mask.size >= LARGE_MASK else 1
     blocks = _blocks(mask, many), _blocks(mask, 2)
@@ -287,6 +297,10 @@ class Parameters(eqx.Module):
     :param activation: name of its activation.
 
     Calling it with a context ``(context_size, rows)`` gives ``(n, rows)``, without one ``(n, 1)``.
+
+    >>> import jax, jax.numpy as jnp
+    >>> Parameters(jax.random.key(0), jnp.zeros(2), context_size=3)(jnp.ones((3, 5))).shape
+    (2, 5)
     """
 
     value: Array
@@ -327,6 +341,12 @@ class Embedding(eqx.Module):
 
     :raises ValueError: for a context of another structure or of shapes that do not end in the
         example's.
+
+    >>> import jax, jax.numpy as jnp
+    >>> example = {"dose": jnp.zeros(()), "curve": jnp.zeros(5)}
+    >>> network = Embedding(jax.random.key(0), example, 3, hidden=(8,))
+    >>> network({"dose": jnp.ones(4), "curve": jnp.ones((4, 5))}).shape
+    (4, 3)
     """
 
     net: MLP

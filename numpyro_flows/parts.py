@@ -14,6 +14,10 @@ class Fixed(eqx.Module):
     weight decay, priors and NUTS over weights leave it alone. Gradients still flow through it.
 
     :param value: any pytree of arrays.
+
+    >>> import jax.numpy as jnp
+    >>> Fixed(jnp.ones(3)).value.shape
+    (3,)
     """
 
     value: Any

@@ -22,7 +22,12 @@ from ..transforms import Conditioned, NumPyroTransform
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One line of a report: what was checked, whether it holds, and the figure behind it."""
+    """One line of a report.
+
+    :ivar name: what was checked.
+    :ivar passed: whether it holds.
+    :ivar detail: the figure behind it.
+    """
 
     name: str
     passed: bool

@@ -8,7 +8,12 @@ from jax.typing import ArrayLike
 
 
 class Shift(NamedTuple):
-    """The largest move of a moment: whose, by how much, and the standard error of that."""
+    """The largest move of a moment.
+
+    :ivar name: of the site's element whose moment moves most.
+    :ivar value: by how much.
+    :ivar error: the standard error of that.
+    """
 
     name: str
     value: float
@@ -21,7 +26,11 @@ class Shift(NamedTuple):
 
 
 class Shifts(NamedTuple):
-    """The largest moves of a mean, in standard deviations, and of a log standard deviation."""
+    """What :func:`moment_shifts` returns.
+
+    :ivar mean: the largest move of a mean, in standard deviations.
+    :ivar log_sd: the largest move of a log standard deviation.
+    """
 
     mean: Shift
     log_sd: Shift

@@ -139,6 +139,13 @@ def likelihood_ratio(
     :param x: integers, shape ``(n, *event_shape)``.
     :param context: shape ``(n, context_dim)``, for a conditional model.
     :return: shape ``(n,)``; small outside of the distribution.
+    :raises TypeError: for data that are not integers, or a key that is not one.
+
+    >>> import jax, numpy as np, numpyro_flows as nf
+    >>> x = np.random.default_rng(0).integers(0, 4, (20, 2))
+    >>> model = nf.dequantize(nf.realnvp(jax.random.key(0), 2, depth=2), 4)
+    >>> likelihood_ratio(jax.random.key(1), model, model, x).max()
+    np.float64(0.0)
     """
     size = np.prod(model.event_shape) * np.log(2)
     ours = bits_per_dim(key, model, x, context)
@@ -154,6 +161,10 @@ def perturb_levels(key: Array, x: ArrayLike, levels: int = 256, *, rate: float =
     :param rate: probability of each number to be drawn anew, in [0, 1].
     :raises TypeError: for data that are not integers, or a key that is not one.
     :raises ValueError: for a rate outside of [0, 1] or values outside of the range.
+
+    >>> import jax, jax.numpy as jnp
+    >>> perturb_levels(jax.random.key(0), jnp.zeros((2, 3), int), 4, rate=0.0).sum()
+    Array(0, dtype=int32)
     """
     x = jnp.asarray(x)
     check_integers("x", x, levels, ())

@@ -25,6 +25,11 @@ def psis(log_weights: ArrayLike) -> tuple[np.ndarray, float]:
 
     Source: Vehtari et al. (2024), arXiv:1507.02646. Written here, since versions of ArviZ disagree
     on the sign of the weights and on tails that cannot be fitted.
+
+    >>> import numpy as np
+    >>> smoothed, khat = psis(np.random.default_rng(0).normal(0, 0.1, 1000))
+    >>> bool(np.isclose(np.exp(smoothed).sum(), 1)), khat < 0.7
+    (True, True)
     """
     log_weights = np.asarray(log_weights, dtype=float)
     if not np.isfinite(log_weights).all():

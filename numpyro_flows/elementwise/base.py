@@ -31,7 +31,12 @@ class ElementwiseMap(eqx.Module):
 def check_map(map: object) -> ElementwiseMap:
     """Return ``map`` if it is an elementwise map.
 
+    :param map: what was given as one.
     :raises TypeError: if it is not.
+
+    >>> from numpyro_flows.elementwise import Affine
+    >>> check_map(Affine()).num_params
+    2
     """
     if not isinstance(map, ElementwiseMap):
         raise TypeError(

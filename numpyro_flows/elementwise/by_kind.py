@@ -17,6 +17,10 @@ class ByKind(ElementwiseMap):
 
     :param real: map of the real coordinates.
     :param circular: map of the circle [-pi, pi) onto itself.
+
+    >>> from numpyro_flows.elementwise import Affine, CircularSpline
+    >>> ByKind(Affine(), CircularSpline(4)).num_params > Affine().num_params
+    True
     """
 
     real: ElementwiseMap

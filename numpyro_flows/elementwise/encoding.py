@@ -89,7 +89,16 @@ class Conditioner(MLP):
     :param out_size: number of parameters that it returns.
     :param encoding: how all coordinates of its layer are read; real ones by default.
 
-    The other arguments, and calling it on what ``encoding.read`` returns, are those of the MLP.
+    :param hidden: as the following, an argument of the MLP: widths of the hidden layers.
+    :param context_size: width of the context, 0 for none.
+    :param activation: one of ``numpyro_flows.nn.ACTIVATIONS``.
+    :param residual: whether the hidden layers are residual blocks.
+
+    Calling it, on what ``encoding.read`` returns, is calling the MLP.
+
+    >>> import jax, jax.numpy as jnp
+    >>> Conditioner(jax.random.key(0), 3, 4)(jnp.zeros((3, 5))).shape
+    (4, 5)
     """
 
     encoding: Encoding = eqx.field(kw_only=True)

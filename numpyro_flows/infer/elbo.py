@@ -146,7 +146,10 @@ class STL_ELBO(Trace_ELBO):
     per draw than ``Trace_ELBO``; all particles pass through a flow as one batch, which is faster
     than ``vmap``, unless a subclass draws or evaluates in its own way.
 
-    :param num_particles: draws per step; the other arguments are those of ``Trace_ELBO``.
+    :param num_particles: draws per step.
+    :param vectorize_particles: as the following, an argument of ``Trace_ELBO``.
+    :param multi_sample_guide: whether the guide returns several draws at once.
+    :param sum_sites: whether the loss is summed over sites.
 
     Source: Roeder, Wu & Duvenaud (2017), arXiv:1703.09194, eq. 4.
 

@@ -93,6 +93,13 @@ def importance_log_weights(
     :return: shape ``(num_samples,)``.
     :raises TypeError: for a key that is not one.
     :raises ValueError: if a density of the guide is an estimate or a bound.
+
+    >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
+    >>> def model():
+    ...     numpyro.sample("x", dist.Normal(1.0, 2.0))
+    >>> fitted = nf.fit_guide(jax.random.key(0), nf.AutoFlow(model), progress_bar=False)
+    >>> importance_log_weights(jax.random.key(1), fitted.guide, fitted.params).shape
+    (10000,)
     """
     _, log_p, log_q = weighted_draws(key, guide, params, args, kwargs, num_samples)
     return log_p - log_q
@@ -135,6 +142,14 @@ def importance_resample(
         bound.
 
     Source: Vehtari et al. (2024), arXiv:1507.02646.
+
+    >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
+    >>> def model():
+    ...     numpyro.sample("x", dist.Normal(1.0, 2.0))
+    >>> fitted = nf.fit_guide(jax.random.key(0), nf.AutoFlow(model), progress_bar=False)
+    >>> draws, khat = importance_resample(jax.random.key(1), fitted.guide, fitted.params)
+    >>> draws["x"].shape
+    (1000,)
     """
     check_key(key)
     check_size("num_samples", num_samples)

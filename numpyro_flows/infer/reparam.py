@@ -81,12 +81,20 @@ class NeuTraReparam(Reparam):
     Source: Hoffman et al. (2019), arXiv:1903.03704.
 
     Draws of the base are at the site ``prefix_shared_latent``; the model's own sites appear beside
-    it as deterministic ones::
+    it as deterministic ones.
 
-        neutra = nf.NeuTraReparam(guide, params)
-        mcmc = MCMC(NUTS(neutra.reparam(model)), num_warmup=500, num_samples=1000)
-        mcmc.run(key, *args)
-        mcmc.get_samples()["theta"]
+    >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
+    >>> from numpyro.infer import MCMC, NUTS
+    >>> def model():
+    ...     numpyro.sample("theta", dist.Normal(1.0, 2.0))
+    >>> fitted = nf.fit_guide(jax.random.key(0), nf.AutoFlow(model), progress_bar=False)
+    >>> neutra = nf.NeuTraReparam(fitted.guide, fitted.params)
+    >>> mcmc = MCMC(
+    ...     NUTS(neutra.reparam(model)), num_warmup=50, num_samples=100, progress_bar=False
+    ... )
+    >>> mcmc.run(jax.random.key(1))
+    >>> mcmc.get_samples()["theta"].shape
+    (100,)
     """
 
     def __init__(self, guide: AutoContinuous, params: dict[str, Any]):

@@ -57,7 +57,17 @@ def permutations(kind: str | Sequence[int], dim: int, depth: int, seed: int) -> 
 
 
 def channel_permutations(channels: int, depth: int, seed: int) -> list[list[int]]:
-    """The default permutations of ``coupling_flow``, for the channels of images."""
+    """The default permutations of ``coupling_flow``, for the channels of images.
+
+    :param channels: number of channels.
+    :param depth: number of layers.
+    :param seed: seed of the permutations between pairs of layers.
+    :return: ``depth`` permutations of ``range(channels)``.
+    :raises ValueError: for sizes below 1.
+
+    >>> [sorted(each) for each in channel_permutations(4, 2, 0)]
+    [[0, 1, 2, 3], [0, 1, 2, 3]]
+    """
     return permutations("random", channels, depth, seed)
 
 

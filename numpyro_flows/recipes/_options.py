@@ -186,7 +186,7 @@ def _completed_doc(own: str | None, theirs: str | None, names: Sequence[str]) ->
         return own
     own, theirs = (inspect.cleandoc(doc) + "\n" for doc in (own, theirs))
     entries = {match[1]: match[0] for doc in (theirs, own) for match in _ENTRY.finditer(doc)}
-    first = re.search("^:", own, re.MULTILINE)
+    first = re.search("^:(?:param|return|raises)", own, re.MULTILINE)
     place = first.start() if first else len(own)
     before, after = own[:place], _ENTRY.sub("", own[place:])
     if first is None:

@@ -174,8 +174,9 @@ def nsf_ar(
 ) -> FlowDistribution:
     r"""Autoregressive neural spline flow: the spline of a coordinate depends on all before it.
 
-    More flexible per layer than ``nsf``, with one slow direction (see ``nf.autoregressive_flow``).
-    Angles are handled as in ``nsf``.
+    More flexible per layer than ``nsf``, with one slow direction: the fast one costs ``depth``
+    passes of the network, the other about as many operations in ``dim`` steps per layer. Angles are
+    handled as in ``nsf``.
 
     :param num_bins: bins of each spline.
     :param bound: the splines act on [-bound, bound] and are the identity outside; on angles they

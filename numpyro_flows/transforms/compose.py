@@ -161,6 +161,12 @@ class Scan(FlowTransform):
         :math:`y = T_n \dots T_1(x)`.
     :raises ValueError: if a permutation is not one of ``range(dim)``, the numbers of layers and
         permutations differ, or there are neither permutations nor leaves to count layers by.
+
+    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> layers = jax.vmap(lambda key: nf.transforms.Radial(key, 2))(keys)
+    >>> nf.transforms.Scan(layers, None).forward_and_log_det(jnp.zeros((4, 2)))[1].shape
+    (4,)
     """
 
     layers: FlowTransform
@@ -297,6 +303,12 @@ class Stacked(Wrapper):
     :param transform: a transform without context whose leaves are stacked.
     :param batch_ndim: number of batch axes that the copies share, right of their axis.
     :raises ValueError: for a transform that still waits for a context.
+
+    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> copies = jax.vmap(lambda key: nf.transforms.Radial(key, 2))(keys)
+    >>> nf.transforms.Stacked(copies, 0).forward_and_log_det(jnp.zeros((4, 3, 2)))[1].shape
+    (4, 3)
     """
 
     batch_ndim: int = eqx.field(static=True, default=0)

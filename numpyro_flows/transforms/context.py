@@ -23,6 +23,11 @@ class Conditioned(Wrapper):
         :class:`Embedded` transform reads; gradients flow to it.
     :raises ValueError: if the transform takes no context or the width is wrong.
     :raises TypeError: if the context is not floating.
+
+    >>> import jax, jax.numpy as jnp, numpyro_flows as nf
+    >>> conditional = nf.realnvp(jax.random.key(0), 2, context_dim=3).transform
+    >>> nf.transforms.Conditioned(conditional, jnp.zeros((4, 3)))(jnp.zeros(2)).shape
+    (4, 2)
     """
 
     context: Fixed

@@ -26,9 +26,13 @@ from ..transform import ColumnTransform
 class Ridge(NamedTuple):
     r"""A ridge function h for planar and Sylvester flows, with :math:`0 \le h' \le` ``max_slope``.
 
-    :param function: h, elementwise on arrays.
+    :param function: h, elementwise on arrays of any shape.
     :param derivative: h'.
     :param max_slope: the largest slope of h, positive; the invertibility constraint rests on it.
+
+    >>> import jax.numpy as jnp
+    >>> Ridge(jnp.arctan, lambda x: 1 / (1 + x**2), 1.0).max_slope
+    1.0
     """
 
     function: Callable[[Array], Array]
