@@ -67,12 +67,16 @@ def deep(y, group):
         level = numpyro.sample("level", dist.Normal(mean, scale))
         size = numpyro.sample("size", dist.LogNormal(level, scale))
     effect = numpyro.sample("effect", dist.StudentT(3.0, size.sum(), scale).expand([2]).to_event(1))
-    numpyro.sample("y", dist.Normal(level[group] + effect.sum(), 1.0), obs=y)
+    correlation = numpyro.sample("correlation", dist.LKJCholesky(2, 1.0))
+    with numpyro.plate("pair", 2):
+        root = scale * correlation
+        pair = numpyro.sample("pairs", dist.MultivariateNormal(effect, scale_tril=root))
+    numpyro.sample("y", dist.Normal(level[group] + pair.sum(), 1.0), obs=y)
 
 
 def test_the_map_is_exact(x64):
     density = density_of(deep, jnp.ones(4), jnp.array([0, 1, 2, 0]))
-    assert density.hierarchy.num_levels == 4
+    assert density.hierarchy.num_levels == 5
     centred = density.centred(degrees(density))
     u = jax.random.normal(KEY, (5, density.space.dim))
     transform = Centring(centred)
@@ -108,6 +112,12 @@ FAMILIES = {
     "Weibull": lambda t: dist.Weibull(jnp.exp(t), 2.0),
     "Weibull of a shape": lambda t: dist.Weibull(jnp.exp(t), jnp.exp(t)),
     "walk": lambda t: dist.GaussianRandomWalk(jnp.exp(t), 3),
+    "covariance": lambda t: dist.MultivariateNormal(
+        jnp.array([t, 1.0]), scale_tril=jnp.array([[1.0, 0.0], [t, 1.0]]) * jnp.exp(t)
+    ),
+    "covariance, Student": lambda t: dist.MultivariateStudentT(
+        4.0, jnp.array([t, 1.0]), jnp.array([[1.0, 0.0], [0.5, 1.0]]) * jnp.exp(t)
+    ),
     "affine": lambda t: dist.TransformedDistribution(
         dist.Normal(1.0, 2.0), dist.transforms.AffineTransform(t, jnp.exp(t))
     ),

@@ -10,7 +10,7 @@ for each element: the centred form with a = b = 1, the non-centred one with 0, N
 ``LocScaleReparam`` but for a shift with a = b. The map from all u to all x is exact, triangular in
 the order of the model, with the log-determinant :math:`\sum (1 - b) \log s`. Here x is the site's
 unconstrained value, so that for a positive site whose scale depends on others the logarithm of the
-scale is a location.
+scale is a location. The scale of a vector with a covariance is a triangular matrix.
 
 Sources: Papaspiliopoulos, Roberts & Sköld (2007), doi:10.1214/088342307000000014; Gorinova, Moore &
 Hoffman (2020), arXiv:1906.03028; Ko & Domke (2025), arXiv:2505.24243.
@@ -51,6 +51,12 @@ class Hierarchy(NamedTuple):
 
     sites: tuple[Site, ...] = ()
     num_levels: int = 0
+
+
+class Triangular(NamedTuple):
+    """A scale of vectors: the lower triangular root of their covariance, ``(*batch, n, n)``."""
+
+    root: Any
 
 
 @functools.singledispatch
@@ -103,6 +109,16 @@ def _(fn: dist.GaussianRandomWalk) -> LocScale:
     return None, jnp.expand_dims(fn.scale, -1)
 
 
+@loc_scale.register
+def _(fn: dist.MultivariateNormal) -> LocScale:
+    return fn.loc, Triangular(fn.scale_tril)
+
+
+@loc_scale.register
+def _(fn: dist.MultivariateStudentT) -> LocScale:
+    return fn.loc, Triangular(fn.scale_tril)
+
+
 @loc_scale.register(dist.Independent)
 @loc_scale.register(dist.ExpandedDistribution)
 @loc_scale.register(dist.MaskedDistribution)
@@ -140,9 +156,15 @@ def of_sites(
         parts = loc_scale(latent[name]["fn"])
         if parts is None:
             continue
-        loc, scale = (None if x is None else jnp.broadcast_to(x, shape) for x in parts)
-        found[name] = loc, scale
+        loc, scale = parts
+        found[name] = (_broadcast(loc, shape), _broadcast(scale, shape))
     return found
+
+
+def _broadcast(part: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(part, Triangular):
+        return Triangular(jnp.broadcast_to(part.root, (*shape, shape[-1])))
+    return None if part is None else jnp.broadcast_to(part, shape)
 
 
 def hierarchy_of(reads: Mapping[str, tuple[set[str], set[str]]]) -> Hierarchy:
@@ -200,14 +222,40 @@ def moved(
     log_det: Array | float = 0.0
     for name, has_loc, has_scale in hierarchy.sites:
         loc, scale = parts[name]
-        shift = (1 - of_loc[name]) * loc if has_loc else 0.0
-        log_scale = (1 - of_scale[name]) * jnp.log(scale) if has_scale else 0.0
-        log_det = log_det + jnp.sum(log_scale)
-        if inverse:
-            result[name] = (values[name] - shift) * jnp.exp(-log_scale)
+        shift = (1 - of_loc[name]) * loc if has_loc else jnp.zeros_like(values[name])
+        value = values[name] - shift if inverse else values[name]
+        power = 1 - of_scale[name]
+        if not has_scale:
+            scaled = value
+        elif isinstance(scale, Triangular):
+            root, log_scale = _between(scale.root, power)
+            log_det = log_det + log_scale.sum()
+            if inverse:
+                scaled = jax.lax.linalg.triangular_solve(
+                    root, value[..., None], left_side=True, lower=True
+                )[..., 0]
+            else:
+                scaled = (root @ value[..., None])[..., 0]
         else:
-            result[name] = shift + values[name] * jnp.exp(log_scale)
+            log_scale = power * jnp.log(scale)
+            log_det = log_det + log_scale.sum()
+            scaled = value * jnp.exp(-log_scale if inverse else log_scale)
+        result[name] = scaled if inverse else shift + scaled
     return result, -log_det if inverse else log_det
+
+
+def _between(root: Array, power: Array) -> tuple[Array, Array]:
+    """A triangular matrix between the identity and a root, and the logarithm of its diagonal.
+
+    With :math:`L = D C`, D diagonal and C of unit diagonal, row i is that of
+    :math:`D^p (I + p (C - I))` at :math:`p = p_i`.
+    """
+    diagonal = jnp.diagonal(root, axis1=-2, axis2=-1)
+    log_scale, identity = power * jnp.log(diagonal), jnp.eye(root.shape[-1], dtype=root.dtype)
+    unit = root / diagonal[..., None]
+    return jnp.exp(log_scale)[..., None] * (
+        identity + power[..., None] * (unit - identity)
+    ), log_scale
 
 
 class CentredAffine(FixedAffine):

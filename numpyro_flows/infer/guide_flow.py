@@ -108,11 +108,11 @@ def model_informed(
     found with the preconditioner, by the ELBO of a normal, and stay as they are while the flow
     trains. So a guide or a sampler needs no choice between the centred form (1) and the non-centred
     one (0), in which data that say little or much of an element make a funnel. The map is exact.
-    Families: normal, Student, Laplace, Cauchy, logistic, Gumbel and their log and affine maps,
-    random walks, and the positive ones with a scale or a rate (half-normal, half-Cauchy,
-    exponential, gamma, inverse gamma, Weibull), also inside plates; a family of one's own joins by
-    ``numpyro_flows.infer.centring.loc_scale.register``. Sites that depend on themselves, as in a
-    ``scan``, keep their location.
+    Families: normal, Student, Laplace, Cauchy, logistic, Gumbel and their log and affine maps;
+    normal and Student with a covariance; random walks; positive ones with a scale or a rate
+    (half-normal, half-Cauchy, exponential, gamma, inverse gamma, Weibull); all also inside plates.
+    A family of one's own joins by ``numpyro_flows.infer.centring.loc_scale.register``. Sites that
+    depend on themselves, as in a ``scan``, keep their location.
 
     The default flow of ``nf.AutoFlow`` and ``nf.FlowNUTS`` does the same wherever it has the better
     ELBO. Cost: a second search for the preconditioner, and in each pass the evaluation of the

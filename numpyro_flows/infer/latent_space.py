@@ -226,13 +226,13 @@ class LogDensity(eqx.Module):
         # Leaves of a dictionary are in the order of its names.
         names, each = sorted(shapes), self._traced.read_by_each()
 
-        def read_by(output: int | None) -> set[str]:
-            """The sites on which an output may depend."""
-            found = set() if output is None else each[output]
+        def read_by(outputs: Any) -> set[str]:
+            """The sites on which outputs may depend."""
+            found = set().union(*(each[output] for output in jax.tree.leaves(outputs)))
             return {name for number, name in enumerate(names) if number in found}
 
         for name in shapes:
-            if any(map(read_by, jax.tree.leaves(supports[name]))):
+            if read_by(supports[name]):
                 raise ValueError(
                     f"Site {name!r}: its support depends on other latent sites, which a guide "
                     "over one unconstrained space cannot follow. Draw from a fixed support and "
