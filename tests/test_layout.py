@@ -30,6 +30,7 @@ LAYOUT = (
     "recipes",
     "diagnostics",
     "augmented",
+    "mixed",
     "distribution",
     "transforms",
     "transform",

@@ -7,8 +7,10 @@ follows from ``permutation_seed``, so a recipe runs under ``jit`` and ``vmap``, 
 
 ``support`` is a constraint on the whole vector, a scalar one that holds for each coordinate, or a
 tuple of scalar ones, one per coordinate. Angles (``constraints.circular``) need circular maps,
-which ``nsf`` and ``nsf_ar`` have. ``inverse`` says which direction is the fast one: True for the
-density (training on data), False for sampling (guides).
+which ``nsf`` and ``nsf_ar`` have. Discrete coordinates (``constraints.integer_interval(0, 4)``,
+``constraints.boolean``) make a :class:`~numpyro_flows.mixed.MixedFlow` with exact masses, of all
+recipes of coupling and autoregressive layers. ``inverse`` says which direction is the fast one:
+True for the density (training on data), False for sampling (guides).
 
 ===========================  ===================================================================
 structure                    presets

@@ -62,6 +62,9 @@ def check_data(
 ) -> Table:
     """Checked data of a flow of real numbers; its support is checked later, by ``unconstrain``."""
     _check_unbound(flow)
+    if flow.support.is_discrete and not jnp.issubdtype((whole := as_numpy(x)).dtype, jnp.floating):
+        check_unmasked("x", x)
+        x = whole.astype(float)  # integers, which mixed rows hold as floating numbers
     x = _as_float("x", x)
     _check_rows(flow, x)
     _check_finite("x", in_precision(x))

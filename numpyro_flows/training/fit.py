@@ -25,7 +25,15 @@ from .columns import without_bound
 from .data import Arrays, Batches, check_data, check_levels
 from .loop import Best, Chunk, State, adam, optimize, start
 from .objectives import BatchLoss, Objective, default_objective, score
-from .standardize import Numbers, leave_out, numbers_of, take_apart, unconstrain, whiten
+from .standardize import (
+    Numbers,
+    is_discrete,
+    leave_out,
+    numbers_of,
+    take_apart,
+    unconstrain,
+    whiten,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +281,7 @@ def _continuous(
     table = check_data(flow, x, context, weights)
     parts = take_apart(flow)
     core, embedded = parts.core, isinstance(flow.transform, Embedded)
+    cells = is_discrete(flow)
     if standardize and not is_real(core.support):
         raise ValueError(
             f"flow: expected a {type(core.transform).__name__} onto the real numbers, got one onto "
@@ -283,18 +292,18 @@ def _continuous(
     table, log_det = unconstrain(flow, parts, table)
     notes: list[str] = []
     if standardize:
-        table, notes = leave_out(table, embedded)
+        table, notes = leave_out(table, embedded, cells)
     # Without rows of weight 0 no split or batch has weight 0, and their density may be anything.
     keep = table.weights > 0
     table, log_det, in_units = table.take(keep), log_det[keep], in_units[keep]
     numbers = parts.numbers
     if standardize:
-        numbers, more = numbers_of(table, parts, embedded)
+        numbers, more = numbers_of(table, parts, embedded, cells)
         notes += more
     if numbers is not None:
         table, constant = whiten(table, numbers, embedded)
         log_det = log_det + constant
-    notes += without_bound(in_units, table, embedded)
+    notes += without_bound(in_units, table, embedded, cells)
     return _Task(
         core,
         core.transform,

@@ -13,7 +13,7 @@ from numpyro.distributions import Distribution, constraints
 from ..augmented import AugmentedFlow
 from ..checks import is_real
 from ..compilation import jit
-from ..coordinates import angles
+from ..coordinates import angles, discrete
 from ..distribution import FlowDistribution
 from ..parts import Fixed
 from ..transform import FlowTransform
@@ -181,8 +181,20 @@ def _unconstrained(flow: Any, transforms: list[NumPyroTransform], x: Array) -> A
     return flow.support(x), *Chain(transforms).inverse_and_log_det(x)
 
 
-def moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, as the flow will hold them."""
+def is_discrete(flow: Any) -> np.ndarray:
+    """Which coordinates of an event are integers, which keep their units."""
+    shape = flow.event_shape
+    flags = discrete(flow.support, shape[0]) if len(shape) == 1 else False
+    return np.broadcast_to(np.array(flags), shape)
+
+
+def moments(
+    name: str, value: np.ndarray, weights: np.ndarray, exempt: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, as the flow will hold them.
+
+    :param exempt: columns that may be constant.
+    """
     value = value.astype(float)
     loc = np.average(value, axis=0, weights=weights)
     scale = np.sqrt(np.average((value - loc) ** 2, axis=0, weights=weights))
@@ -191,6 +203,8 @@ def moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarr
     # A spread of a few units in the last place is rounding, here or in the flow.
     ulps = 16 * float(info.eps) * np.abs(value).max(axis=0)
     constant = (np.ptp(value, axis=0) <= ulps) | (scale < info.tiny)
+    if exempt is not None:
+        constant &= ~exempt
     if constant.any():
         reason = {
             "x": "so the density is not bounded there; drop it or add noise",
@@ -203,9 +217,12 @@ def moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarr
     return loc, scale
 
 
-def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
-    """Weight 0 for rows that are few and far from all others, and a sentence that names them."""
-    columns = {"x": table.x}
+def leave_out(table: Table, embedded: bool, cells: np.ndarray) -> tuple[Table, list[str]]:
+    """Weight 0 for rows that are few and far from all others, and a sentence that names them.
+
+    :param cells: columns of integers, which are not looked at.
+    """
+    columns = {"x": np.where(cells, 0, table.x)}
     if not embedded and table.context is not None:
         columns["context"] = table.context
     apart = [set_apart(name, value, table.weights) for name, value in columns.items()]
@@ -217,20 +234,25 @@ def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
     return table._replace(weights=weights), [note for _, note in apart if note]
 
 
-def numbers_of(table: Table, parts: Parts, embedded: bool) -> tuple[Numbers, list[str]]:
+def numbers_of(
+    table: Table, parts: Parts, embedded: bool, cells: np.ndarray
+) -> tuple[Numbers, list[str]]:
     """The numbers of a standardisation, and warnings about columns with heavy tails.
 
     Mean and standard deviation, but quantiles where these are those of a few rows; a column of the
     context is then compressed.
+
+    :param cells: columns of integers.
     """
-    loc, scale = moments("x", table.x, table.weights)
+    loc, scale = moments("x", table.x, table.weights, cells)
     skewed, median, width = heavy(table.x, table.weights)
     notes = []
+    # Integers and the circle have their own units and no place to start from.
+    own = cells
     if table.x.ndim == 2 and parts.support:
-        # The circle has its own units and no place to start from.
-        circular = np.array(angles(parts.support[-1].codomain, table.x.shape[1]))
-        loc, scale = np.where(circular, 0, loc), np.where(circular, 1, scale)
-        skewed &= ~circular
+        own = cells | np.array(angles(parts.support[-1].codomain, table.x.shape[1]))
+    loc, scale = np.where(own, loc.dtype.type(0), loc), np.where(own, scale.dtype.type(1), scale)
+    skewed &= ~own
     if skewed.any():
         loc, scale = (
             np.where(skewed, robust, usual).astype(usual.dtype)
