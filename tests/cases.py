@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from numpyro.distributions import Normal, StudentT, biject_to, constraints
 from small import (
+    chain,
     continuous,
     conv_coupling,
     coupling,
@@ -16,6 +17,7 @@ from small import (
     image,
     layer,
     mixed,
+    normal,
     points,
     shake,
     small_glow,
@@ -50,6 +52,10 @@ CASES = {
         "spline": lambda: (coupling(3, RationalQuadraticSpline(3)), points(3), None),
         "sinh-arcsinh": lambda: (coupling(3, SinhArcsinh()), points(3), None),
         "deep sigmoid": lambda: (coupling(2, DeepSigmoid(4)), points(2), None),
+    },
+    nf.transforms.Markov: {
+        "": lambda: (chain(), normal(6, 5, 2), None),
+        "covariates": lambda: (chain(1), normal(6, 5, 2), normal(6, 5, seed=3)),
     },
     nf.transforms.Mixed: {
         "": lambda: (mixed(), unit_where_discrete(mixed()), None),

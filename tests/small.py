@@ -122,3 +122,16 @@ def unit_where_discrete(transform):
     """Points of the base, inside of cells."""
     unit = np.random.default_rng(2).uniform(0.05, 0.95, (6, 3))
     return jnp.where(jnp.array(transform.discrete), unit, points(3))
+
+
+def chain(num_covariates=0):
+    """A Markov chain of five frames of two numbers that sees the last two."""
+    past = jnp.zeros((2, 2))
+    example = (past, jnp.zeros(num_covariates)) if num_covariates else past
+
+    def build(key):
+        network = nf.nn.Embedding(key, example, 3, hidden=(8,))
+        frame = nf.realnvp(key, 2, context_dim=3, depth=2, hidden=(8,))
+        return nf.transforms.Markov(frame.transform, network, 5, 2, num_covariates)
+
+    return shake(built(build), jax.random.key(1))

@@ -55,5 +55,6 @@ ELSEWHERE = {
     "Masses": "onto the unit interval: tests/test_mixed.py",
     "augmented_cnf": "a bound, not a density: tests/test_augmented.py",
     "conditional_gaussian": "needs a context: tests/test_augmented.py",
+    "markov": "of sequences: tests/test_markov.py",
     "glow": "of images: tests/test_images.py",
 }

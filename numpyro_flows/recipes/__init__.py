@@ -20,6 +20,7 @@ structure                    presets
 :func:`residual_flow`        :func:`planar`, :func:`radial`, :func:`sylvester`, :func:`bnaf`
 :func:`cnf`                  :func:`augmented_cnf`
 :func:`glow`                 none; its data are images
+:func:`markov`               any conditional flow of frames, along time
 ===========================  ===================================================================
 
 A recipe of your own is a function of this form; :func:`preset` completes one that passes the
@@ -54,3 +55,5 @@ from .residual import planar as planar
 from .residual import radial as radial
 from .residual import residual_flow as residual_flow
 from .residual import sylvester as sylvester
+from .signals import Flat as Flat
+from .signals import markov as markov

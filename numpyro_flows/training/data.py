@@ -78,7 +78,7 @@ def check_levels(
     _check_unbound(model.flow)
     check_unmasked("x", x)
     x = as_numpy(x)
-    check_integers("x", x, model.levels, model.event_shape)
+    check_integers("x", x, model.levels, model.event_shape, model.start)
     _check_rows(model.flow, x)
     return _table(model.flow, x, context, weights)
 

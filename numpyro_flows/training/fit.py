@@ -22,7 +22,7 @@ from ..transform import FlowTransform
 from ..transforms import Embedded
 from .checkpoint import Checkpoint, to_numpy
 from .columns import without_bound
-from .data import Arrays, Batches, check_data, check_levels
+from .data import Arrays, Batches, Table, check_data, check_levels
 from .loop import Best, Chunk, State, adam, optimize, start
 from .objectives import BatchLoss, Objective, default_objective, score
 from .standardize import (
@@ -95,9 +95,10 @@ def fit(
     Warnings also name data that have no density, which would rise in the fit without limit: values
     that are repeated, columns that depend linearly on others, and copies of rows.
 
-    Integers are fitted by ``nf.dequantize(flow, levels)`` in the place of a flow. Losses are then
-    those of the bound, with noise drawn anew for each row and step (the same in each epoch for the
-    validation rows), and neither data nor context are standardised.
+    Integers are fitted by flows of a discrete support, whose columns keep their units, or by
+    ``nf.dequantize(flow, levels)`` in the place of a flow. Losses are then those of the bound, with
+    noise drawn anew for each row and step (the same in each epoch for the validation rows); vectors
+    are standardised, images are left to ``nf.equalize`` and ``nf.initialize``.
 
     Below 10 rows nothing is held out: a warning says so and the training loss takes the place of
     the validation loss.
@@ -163,7 +164,7 @@ def fit(
         raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
     objective.check(flow, context)
     task = (
-        _discrete(flow, x, context, weights)
+        _discrete(flow, x, context, weights, standardize)
         if isinstance(flow, Dequantized)
         else _continuous(flow, x, context, weights, standardize)
     )
@@ -315,13 +316,35 @@ def _continuous(
     )
 
 
-def _discrete(model: Dequantized, x: ArrayLike, context: Any, weights: ArrayLike | None) -> _Task:
+def _discrete(
+    model: Dequantized,
+    x: ArrayLike,
+    context: Any,
+    weights: ArrayLike | None,
+    standardize: bool,
+) -> _Task:
     table = check_levels(model, x, context, weights)
     table = table.take(table.weights > 0)
+    notes: list[str] = []
+    # Noise is drawn in training, so that the standardisation is inside of what trains. Images have
+    # numbers of their own, those of `equalize` and ActNorm, which see all pixels alike.
+    if standardize and len(model.event_shape) == 1:
+        model, notes = _standardized(model, table)
     zeros = np.zeros(len(table.x))
-    return _Task(
-        model, model.flow.transform, table.as_trained(), None, zeros, lambda trained: trained, []
-    )
+    data = table.as_trained()
+    return _Task(model, model.flow.transform, data, None, zeros, lambda trained: trained, notes)
+
+
+def _standardized(model: Dequantized, table: Table) -> tuple[Dequantized, list[str]]:
+    """The model with its flow standardised by the data and one draw of uniform noise."""
+    flow = model.flow
+    parts, embedded = take_apart(flow), isinstance(flow.transform, Embedded)
+    if not is_real(parts.core.support):
+        return model, []
+    noisy = table.x + np.random.default_rng(0).random(table.x.shape)
+    noisy_table, _ = unconstrain(flow, parts, table._replace(x=noisy))
+    numbers, notes = numbers_of(noisy_table, parts, embedded, np.zeros(table.x.shape[1:], bool))
+    return model.with_flow(parts.put_together(parts.core, numbers)), notes
 
 
 class _Cosine(NamedTuple):

@@ -244,8 +244,7 @@ def numbers_of(
 
     :param cells: columns of integers.
     """
-    loc, scale = moments("x", table.x, table.weights, cells)
-    skewed, median, width = heavy(table.x, table.weights)
+    (loc, scale), (skewed, median, width) = _spreads(table, parts.core.transform, cells)
     notes = []
     # Integers and the circle have their own units and no place to start from.
     own = cells
@@ -283,6 +282,20 @@ def numbers_of(
     )
     seen = compress(context, centre, width)
     return Numbers(loc, scale, (*moments("context", seen, table.weights), centre, width)), notes
+
+
+def _spreads(table: Table, transform: FlowTransform, cells: np.ndarray) -> Any:
+    """Moments of the columns, and what :func:`heavy` says of them.
+
+    Along axes that are repeated, as time, all columns of a kind are one.
+    """
+    x, weights = table.x, table.weights
+    shape, axes = x.shape[1:], transform.repeated_axes
+    repeats = int(np.prod(shape[:axes]))
+    x, weights = x.reshape(-1, *shape[axes:]), np.repeat(weights, repeats)
+    cells = cells.reshape(repeats, *shape[axes:])[0]
+    found = moments("x", x, weights, cells), heavy(x, weights)
+    return jax.tree.map(lambda numbers: np.broadcast_to(numbers, shape).copy(), found)
 
 
 def compress(context: np.ndarray, centre: np.ndarray, width: np.ndarray) -> np.ndarray:
