@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from cases import conv_coupling, normal, shake
 from compiled import forward, inverse, log_prob, new, sample
 from numpyro.distributions import constraints
 from scipy import stats
+from small import conv_coupling, normal, shake
 
 import numpyro_flows as nf
 from numpyro_flows.convnet import ConvEmbedding, ConvNet
