@@ -56,7 +56,9 @@ class Copula:
         self.edges = {}
         for j in self.discrete:
             counts = 0.5 + (x[:, j, None] == np.arange(levels[j][0], levels[j][1] + 1)).sum(0)
-            self.edges[j] = ndtri(np.append(0, np.cumsum(counts / counts.sum()))).clip(-9, 9)
+            self.edges[j] = ndtri(np.append(0, np.cumsum(counts / counts.sum()).clip(0, 1))).clip(
+                -9, 9
+            )
         self.levels, rng = levels, np.random.default_rng(0)
         low, high = self._boxes(x)
         z = np.where(np.isin(np.arange(x.shape[1]), self.real), low, (low + high).clip(-2, 2) / 2)

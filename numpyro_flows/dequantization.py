@@ -273,13 +273,13 @@ def noise_flow(
     shape = check_image_shape(shape)
     squeeze = Squeeze(shape)
     small = squeeze.out_shape
-    check_size("features", features)
+    seen = (*small[:2], check_size("features", features))
     map = Affine(min(2.0, 16 / check_size("depth", depth)))
     net_key, key = jax.random.split(check_key(key))
 
     def step(key: Array) -> FlowTransform:
         coupling = ConvCoupling(
-            key, small, map, hidden=hidden, context_channels=features, activation=activation
+            key, small, map, hidden=hidden, context_shape=seen, activation=activation
         )
         return Chain([coupling, ActNorm(small)])
 

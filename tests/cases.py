@@ -312,6 +312,7 @@ CASES = {
     },
     nf.transforms.Squeeze: {
         "": lambda: (nf.transforms.Squeeze((4, 2, 3)), image(4, 2, 3), None),
+        "signal": lambda: (nf.transforms.Squeeze((6, 1, 2), (3, 1)), image(6, 1, 2), None),
     },
     nf.transforms.Pixelwise: {
         "LU": lambda: (
@@ -351,7 +352,12 @@ CASES = {
             points(2, n=4, seed=3),
         ),
         "context is an image": lambda: (
-            conv_coupling((2, 3, 2), Affine(), context_channels=2),
+            conv_coupling((2, 3, 2), Affine(), context_shape=(2, 3, 2)),
+            image(2, 3, 2),
+            points(12, n=4, seed=3),
+        ),
+        "context is a finer image": lambda: (
+            conv_coupling((2, 3, 2), Affine(), context_shape=(4, 3, 1)),
             image(2, 3, 2),
             points(12, n=4, seed=3),
         ),

@@ -79,9 +79,16 @@ class Masses(ElementwiseMap):
 
 
 def check_cells(starts: Sequence[int], counts: Sequence[int]) -> None:
-    """Check ranges of integers.
+    """Check ranges of integers, one for each coordinate.
 
+    :param starts: lowest levels.
+    :param counts: numbers of levels.
     :raises ValueError: for more than ``MOST`` levels, or integers that float32 cannot hold.
+
+    >>> check_cells([0], [1000])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ValueError: support: expected 1 to 256 levels of a discrete coordinate, got 1000 of ...
     """
     for i, (start, count) in enumerate(zip(starts, counts, strict=True)):
         if not 1 <= count <= MOST:

@@ -13,7 +13,12 @@ from ..transforms import Chain, Conditioned, Embedded, Markov, NumPyroTransform
 
 
 class Flat(eqx.Module):
-    """Covariates ``(*batch, length, num)`` as one vector, as the transform of a sequence reads."""
+    """Covariates ``(*batch, length, num)`` as one vector, as the transform of a sequence reads.
+
+    >>> import jax.numpy as jnp
+    >>> Flat()(jnp.ones((7, 5, 2))).shape
+    (7, 10)
+    """
 
     def __call__(self, covariates: Array) -> Array:
         return covariates.reshape(*covariates.shape[:-2], -1)
