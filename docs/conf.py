@@ -23,6 +23,9 @@ def digest_of_the_code() -> str:
     return digest.hexdigest()[:16]
 
 
+# What libraries say in notebooks and no reader can act on.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found,ignore:Creating legend with loc"
+
 project = "numpyro_flows"
 author = "The numpyro_flows developers"
 copyright = "The numpyro_flows developers, Apache-2.0"

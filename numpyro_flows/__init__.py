@@ -23,6 +23,7 @@ from .augmented import AugmentedFlow
 from .dequantization import dequantize, equalize
 from .diagnostics import check_transform
 from .distribution import FlowDistribution, combine, partition
+from .forecasting import forecast
 from .infer import (
     STL_ELBO,
     AmortizedFlow,
@@ -55,6 +56,7 @@ from .recipes import (
     glow,
     iaf,
     maf,
+    markov,
     nice,
     nsf,
     nsf_ar,
@@ -85,6 +87,7 @@ __all__ = [
     "cnf",
     "augmented_cnf",
     "glow",
+    "markov",
     "coupling_flow",
     "autoregressive_flow",
     "residual_flow",
@@ -103,6 +106,8 @@ __all__ = [
     # discrete data
     "dequantize",
     "equalize",
+    # sequences
+    "forecast",
     # inside NumPyro
     "flow_module",
     "random_flow_module",

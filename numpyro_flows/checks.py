@@ -155,26 +155,35 @@ def check_event_shape(name: str, shape: tuple[int, ...], event_shape: tuple[int,
 
 
 def check_integers(
-    name: str, value: Array | np.ndarray, levels: int, event_shape: tuple[int, ...]
+    name: str,
+    value: Array | np.ndarray,
+    levels: int | tuple[int, ...],
+    event_shape: tuple[int, ...],
+    start: int | tuple[int, ...] = 0,
 ) -> None:
     """Check data of a discrete model; the values only where they are known.
 
+    :param levels: and ``start``: of all, or one for each column.
     :raises TypeError: for another dtype.
-    :raises ValueError: for a wrong event shape or values outside of 0 to ``levels - 1``.
+    :raises ValueError: for a wrong event shape or values outside of start to start + levels - 1.
     """
+    lowest = np.array(start)
+    highest = lowest + np.array(levels) - 1
+    expected = f"integers from {lowest.tolist()} to {highest.tolist()}"
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise TypeError(
-            f"{name}: expected integers from 0 to {levels - 1}, got dtype {value.dtype}. Real "
-            "numbers have a density as they are: use the flow without `nf.dequantize`."
+            f"{name}: expected {expected}, got dtype {value.dtype}. Real numbers "
+            "have a density as they are: use the flow without `nf.dequantize`."
         )
     check_event_shape(name, value.shape, event_shape)
     if isinstance(value, jax.core.Tracer) or not value.size:
         return
-    smallest, largest = int(value.min()), int(value.max())
-    if smallest < 0 or largest >= levels:
+    rows = tuple(range(value.ndim - highest.ndim))
+    smallest, largest = np.asarray(value.min(rows)), np.asarray(value.max(rows))
+    if (smallest < lowest).any() or (largest > highest).any():
         raise ValueError(
-            f"{name}: expected integers from 0 to {levels - 1}, got {smallest} to {largest}. Pass "
-            "`levels=` to `nf.dequantize`, or rescale the data."
+            f"{name}: expected {expected}, got {smallest.tolist()} to {largest.tolist()}. Pass "
+            "`levels=` and `start=` to `nf.dequantize`, or rescale the data."
         )
 
 

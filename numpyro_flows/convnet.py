@@ -168,7 +168,7 @@ class ConvEmbedding(eqx.Module):
     :param activation: one of ``ACTIVATIONS``.
 
     Calling it: images of shape ``(*batch, H, W, C)`` to ``(*batch, H W features / 4)``, what
-    ``ConvCoupling`` reads with ``context_channels=features``.
+    ``ConvCoupling`` reads with ``context_shape=(H / 2, W / 2, features)``.
 
     :raises ValueError: for images of another shape.
     """
@@ -200,4 +200,4 @@ class ConvEmbedding(eqx.Module):
         x = images.reshape(-1, height, width, channels).T
         x = x.reshape(channels, width // 2, 2, height // 2, 2, -1).transpose(0, 2, 4, 1, 3, 5)
         features = self.net(x.reshape(4 * channels, width // 2, height // 2, -1))
-        return features.reshape(-1, features.shape[-1]).T.reshape(*batch, -1)
+        return features.T.reshape(*batch, -1)

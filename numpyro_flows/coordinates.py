@@ -35,6 +35,11 @@ class PerCoordinate(Constraint):
     def event_dim(self) -> int:
         return 1
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether some coordinates are."""
+        return any(part.is_discrete for part in self.parts)
+
     def __call__(self, x: Array) -> Array:
         return jnp.stack([part(x[..., i]) for i, part in enumerate(self.parts)], -1).all(-1)
 
@@ -106,51 +111,97 @@ def _biject_to(constraint: PerCoordinate) -> PerCoordinateTransform:
 
 
 def from_coordinates(parts: Sequence[Constraint]) -> PerCoordinateTransform:
-    """The last transform of a flow whose coordinates have these supports; angles pass unchanged."""
+    """The last transform of a flow whose coordinates have these supports.
+
+    Angles and integers pass unchanged.
+    """
     transforms = [
-        IdentityTransform() if part is constraints.circular else biject_to(part) for part in parts
+        IdentityTransform() if part is constraints.circular or part.is_discrete else biject_to(part)
+        for part in parts
     ]
     return PerCoordinateTransform(transforms, coordinates(parts))
 
 
+def _each(support: Constraint, dim: int) -> tuple[Constraint, ...]:
+    base = getattr(support, "base_constraint", support)
+    return support.parts if isinstance(support, PerCoordinate) else (base,) * dim
+
+
 def angles(support: Constraint, dim: int) -> tuple[bool, ...]:
     """Which coordinates of a vector with this support are on the circle."""
-    base = getattr(support, "base_constraint", support)
-    parts = support.parts if isinstance(support, PerCoordinate) else (base,) * dim
-    return tuple(part is constraints.circular for part in parts)
+    return tuple(part is constraints.circular for part in _each(support, dim))
+
+
+def discrete(support: Constraint, dim: int) -> tuple[bool, ...]:
+    """Which coordinates of a vector with this support are integers."""
+    return tuple(bool(part.is_discrete) for part in _each(support, dim))
+
+
+def integers(part: Constraint) -> tuple[int, int]:
+    """The lowest integer that satisfies a constraint, and how many do.
+
+    :raises ValueError: if there is no such range.
+    """
+    if part is constraints.boolean:
+        return 0, 2
+    if not isinstance(part, type(constraints.integer_interval(0, 1))):
+        raise ValueError(
+            f"support: expected `constraints.integer_interval(lowest, highest)` or "
+            f"`constraints.boolean` for a discrete coordinate, got {part}. Counts without a bound "
+            "need one that no row exceeds."
+        )
+    lowest, highest = int(part.lower_bound), int(part.upper_bound)
+    return lowest, highest - lowest + 1
 
 
 class StandardBase(Distribution):
-    r"""Independent coordinates, N(0, 1) where real and uniform on [-pi, pi) where circular.
+    r"""Independent coordinates: N(0, 1), uniform on [-pi, pi) or uniform on [0, 1).
 
     :param circular: for each coordinate whether it is an angle.
+    :param discrete: for each coordinate whether it becomes an integer; by default none does.
     """
 
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
     reparametrized_params: ClassVar[list[str]] = []
-    pytree_aux_fields = ("circular",)
+    pytree_aux_fields = ("circular", "discrete")
 
-    def __init__(self, circular: Sequence[bool], *, validate_args: bool | None = None):
+    def __init__(
+        self,
+        circular: Sequence[bool],
+        discrete: Sequence[bool] | None = None,
+        *,
+        validate_args: bool | None = None,
+    ):
         self.circular = tuple(bool(flag) for flag in circular)
+        none = (False,) * len(self.circular)
+        self.discrete = none if discrete is None else tuple(bool(flag) for flag in discrete)
         super().__init__((), (len(self.circular),), validate_args=validate_args)
 
     @property
     def support(self) -> Constraint:
-        return coordinates(
-            [constraints.circular if flag else constraints.real for flag in self.circular]
-        )
+        kinds = {
+            (False, False): constraints.real,
+            (True, False): constraints.circular,
+            (False, True): constraints.unit_interval,
+        }
+        pairs = zip(self.circular, self.discrete, strict=True)
+        return coordinates([kinds[pair] for pair in pairs])
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Array:
         shape = sample_shape + self.shape()
         first, second = jax.random.split(check_key(key))
         # The upper end is open, so a draw is inside the circle whatever the rounding.
         angle = jax.random.uniform(second, shape, minval=-math.pi, maxval=math.pi)
-        return jnp.where(jnp.array(self.circular), angle, jax.random.normal(first, shape))
+        draws = jnp.where(jnp.array(self.circular), angle, jax.random.normal(first, shape))
+        if not any(self.discrete):
+            return draws
+        unit = jax.random.uniform(jax.random.fold_in(second, 1), shape)
+        return jnp.where(jnp.array(self.discrete), unit, draws)
 
     def log_prob(self, value: Array) -> Array:
         normal = -0.5 * (value**2 + math.log(2 * math.pi))
         terms = jnp.where(jnp.array(self.circular), -math.log(2 * math.pi), normal)
-        return terms.sum(-1)
+        return jnp.where(jnp.array(self.discrete), 0.0, terms).sum(-1)
 
 
 def coordinates(parts: Sequence[Constraint]) -> Constraint:

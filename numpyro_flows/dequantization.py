@@ -41,7 +41,7 @@ from .transforms import (
 
 
 class Dequantized(eqx.Module):
-    r"""A model of integers 0 to L - 1: the mass that a flow gives each cell of the grid.
+    r"""A model of integers a to a + L - 1: the mass that a flow gives each cell of the grid.
 
     .. math:: P(x) = \int_{[0, 1)^D} p(x + u) \, du
               = \mathbb{E}_{q(u \mid x)} \left[ \frac{p(x + u)}{q(u \mid x)} \right]
@@ -53,12 +53,14 @@ class Dequantized(eqx.Module):
 
     :ivar flow: p, the flow of real numbers.
     :ivar noise: q, a flow on the unit cube conditioned on the data, or None for uniform noise.
-    :ivar levels: L.
+    :ivar levels: L, or one for each column.
+    :ivar start: a, or one for each column.
     """
 
     flow: FlowDistribution
     noise: FlowDistribution | None
-    levels: int = eqx.field(static=True)
+    levels: int | tuple[int, ...] = eqx.field(static=True)
+    start: int | tuple[int, ...] = eqx.field(static=True, default=0)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -74,7 +76,11 @@ class Dequantized(eqx.Module):
 
     def condition(self, context: Any) -> "Dequantized":
         """The model given a context; see ``FlowDistribution.condition``."""
-        return Dequantized(self.flow.condition(context), self.noise, self.levels)
+        return self.with_flow(self.flow.condition(context))
+
+    def with_flow(self, flow: FlowDistribution) -> "Dequantized":
+        """The model of another flow over the same cells."""
+        return Dequantized(flow, self.noise, self.levels, self.start)
 
     def sample(
         self, key: Array, sample_shape: tuple[int, ...] = (), *, temperature: float = 1.0
@@ -86,7 +92,8 @@ class Dequantized(eqx.Module):
         :param temperature: as in ``FlowDistribution.sample``.
         """
         y = self.flow.sample(key, sample_shape, temperature=temperature)
-        return jnp.clip(jnp.floor(y), 0, self.levels - 1).astype(int)
+        lowest = np.array(self.start)
+        return jnp.clip(jnp.floor(y), lowest, lowest + np.array(self.levels) - 1).astype(int)
 
     def log_prob_bound(self, key: Array, x: ArrayLike, *, num_samples: int = 1) -> Array:
         r"""A lower bound of log P(x), in expectation over the noise.
@@ -103,7 +110,7 @@ class Dequantized(eqx.Module):
         """
         check_unmasked("x", x)
         x = jnp.asarray(x)
-        check_integers("x", x, self.levels, self.event_shape)
+        check_integers("x", x, self.levels, self.event_shape, self.start)
         check_size("num_samples", num_samples)
         whole = x.astype(jnp.result_type(float))
 
@@ -120,24 +127,36 @@ class Dequantized(eqx.Module):
         """``x + u`` with u drawn from q, and log q(u | x), 0 for uniform noise."""
         if self.noise is None:
             return x + jax.random.uniform(key, x.shape, x.dtype), 0.0
-        centred = (2 * x + 1) / self.levels - 1
+        levels, start = (jnp.array(ends, x.dtype) for ends in (self.levels, self.start))
+        centred = (2 * (x - start) + 1) / levels - 1
         u, log_q = self.noise.condition(centred).sample_and_log_prob(key)
         # Rounded up to 1, the noise would reach the next cell.
         return x + jnp.minimum(u, 1 - jnp.finfo(u.dtype).epsneg), log_q
 
 
 def dequantize(
-    flow: FlowDistribution, levels: int = 256, noise: FlowDistribution | None = None
+    flow: FlowDistribution,
+    levels: int | Sequence[int] = 256,
+    noise: FlowDistribution | None = None,
+    *,
+    start: int | Sequence[int] = 0,
 ) -> Dequantized:
-    """A model of the integers 0 to ``levels - 1`` from a flow of real numbers.
+    """A model of the integers ``start`` to ``start + levels - 1`` from a flow of real numbers.
 
-    :param flow: flow over data in units of one level, so over ``x + u`` in [0, levels).
-    :param levels: number of levels, 256 for images of 8 bits.
+    Of vectors with few levels ``nf.nsf_ar(key, dim, support=constraints.integer_interval(0, 4))``
+    has the exact mass, where this has a bound.
+
+    :param flow: flow over data in units of one level, so over ``x + u`` in [start, start + levels).
+    :param levels: number of levels, 256 for images of 8 bits; or of vectors one for each column.
     :param noise: the noise's distribution given the data, as :func:`noise_flow` makes
         it; uniform by default.
-    :raises TypeError: if ``flow`` or ``noise`` is no ``FlowDistribution``.
-    :raises ValueError: if the flow's support leaves out part of [0, levels), the noise's support is
-        not the unit interval, or their events differ.
+    :param start: the lowest level, such as -32768 for sound of 16 bits, whose common small numbers
+        then keep all their digits; or one for each column.
+    :raises TypeError: if ``flow`` or ``noise`` is no ``FlowDistribution``, or for levels that are
+        no integers.
+    :raises ValueError: if the flow's support leaves out part of [start, start + levels), the
+        noise's support is not the unit interval, their events differ, or there is not one number of
+        levels for each column.
 
     >>> import jax, jax.numpy as jnp, numpyro_flows as nf
     >>> key, shape = jax.random.key(0), (8, 8, 1)
@@ -150,12 +169,15 @@ def dequantize(
     for name, part in (("flow", flow), ("noise", noise)):
         if not isinstance(part, FlowDistribution) and not (part is None and name == "noise"):
             raise TypeError(f"{name}: expected a FlowDistribution, got {type(part).__name__}.")
-    check_size("levels", levels, minimum=2)
-    ends = jnp.stack([jnp.zeros(flow.event_shape), jnp.full(flow.event_shape, float(levels))])
-    if not np.all(flow.support(ends)):
+    levels = _each_column("levels", levels, flow.event_shape, 2)
+    start = _each_column("start", start, flow.event_shape, None)
+    lowest = np.array(start)
+    ends = np.stack([np.broadcast_to(n, flow.event_shape) for n in (lowest, lowest + levels)])
+    if not np.all(flow.support(jnp.asarray(ends, float))):
         raise ValueError(
-            f"flow: expected a support that holds 0 to {levels}, the units of one level, got "
-            f"{flow.support}. `support=nf.recipes.grey_levels({levels})` is the one of images."
+            f"flow: expected a support that holds {start} to {(lowest + levels).tolist()}, the "
+            f"units of one level, got {flow.support}. "
+            "`support=nf.recipes.grey_levels(levels)` is the one of images."
         )
     if noise is not None:
         middle = jnp.full(noise.event_shape, 0.5)
@@ -168,7 +190,22 @@ def dequantize(
             raise ValueError(
                 f"noise: expected the unit interval as its support, got {noise.support}."
             )
-    return Dequantized(flow, noise, levels)
+    return Dequantized(flow, noise, levels, start)
+
+
+def _each_column(
+    name: str, value: int | Sequence[int], shape: tuple[int, ...], minimum: int | None
+) -> int | tuple[int, ...]:
+    """One integer, or one for each column of vectors."""
+    least = -(2**31) if minimum is None else minimum
+    if not isinstance(value, Sequence):
+        return check_size(name, value, least)
+    if shape != (len(value),):
+        raise ValueError(
+            f"{name}: expected one integer, or one for each column of events of shape {shape}, got "
+            f"{len(value)}."
+        )
+    return tuple(check_size(f"{name}[{i}]", n, least) for i, n in enumerate(value))
 
 
 def equalize(flow: FlowDistribution, x: ArrayLike, levels: int = 256) -> FlowDistribution:
@@ -236,13 +273,13 @@ def noise_flow(
     shape = check_image_shape(shape)
     squeeze = Squeeze(shape)
     small = squeeze.out_shape
-    check_size("features", features)
+    seen = (*small[:2], check_size("features", features))
     map = Affine(min(2.0, 16 / check_size("depth", depth)))
     net_key, key = jax.random.split(check_key(key))
 
     def step(key: Array) -> FlowTransform:
         coupling = ConvCoupling(
-            key, small, map, hidden=hidden, context_channels=features, activation=activation
+            key, small, map, hidden=hidden, context_shape=seen, activation=activation
         )
         return Chain([coupling, ActNorm(small)])
 

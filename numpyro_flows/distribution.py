@@ -206,6 +206,10 @@ class FlowDistribution(Sampled, TransformedDistribution):
         # Nothing lies outside the reals, and the check would cost as much as half a layer.
         return True if is_real(self.support) else super()._validate_sample(value)
 
+    def _read(self, value: ArrayLike) -> Array:
+        """Values as the transform sees them."""
+        return check_float("value", value)
+
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         """Log density at ``value``, in one pass.
@@ -220,7 +224,7 @@ class FlowDistribution(Sampled, TransformedDistribution):
         if intermediates:
             [(z, log_det)] = intermediates
             return solved(self.base_dist.log_prob(z) - log_det, log_det)
-        value = check_float("value", value)
+        value = self._read(value)
         check_event_shape("value", value.shape, self.event_shape)
         z, log_det = self.transform.inverse_and_log_det(value)
         return solved(self.base_dist.log_prob(z) + log_det, log_det)

@@ -50,7 +50,7 @@ def initialize(flow: _Flow, batch: ArrayLike, context: Any = None) -> _Flow:
     if isinstance(flow, Dequantized):
         check_unmasked("batch", batch)
         rows = jnp.asarray(batch if is_traced(batch) else as_numpy(batch))
-        check_integers("batch", rows, flow.levels, flow.event_shape)
+        check_integers("batch", rows, flow.levels, flow.event_shape, flow.start)
         # One and the same uniform noise, so that the result follows from the arguments.
         noisy = rows + jax.random.uniform(jax.random.key(0), rows.shape)
         return eqx.tree_at(lambda model: model.flow, flow, initialize(flow.flow, noisy, context))

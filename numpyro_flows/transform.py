@@ -88,6 +88,11 @@ class FlowTransform(_Contract, Exactness, eqx.Module, Transform):
         return 0
 
     @property
+    def repeated_axes(self) -> int:
+        """Leading axes of an event that are of one kind, as time: all along them shares units."""
+        return 0
+
+    @property
     def outline(self) -> str:
         """The layers in a few words, those next to the base first."""
         inside = self._inside()
@@ -429,6 +434,10 @@ class Wrapper(FlowTransform):
     @property
     def context_dim(self) -> int:
         return self.transform.context_dim
+
+    @property
+    def repeated_axes(self) -> int:
+        return self.transform.repeated_axes
 
     @property
     def domain(self) -> Constraint:

@@ -6,9 +6,25 @@ entry here.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from compiled import built, network, new
 from numpyro.distributions import Normal, StudentT, biject_to, constraints
+from small import (
+    chain,
+    continuous,
+    conv_coupling,
+    coupling,
+    flow,
+    glow_like,
+    image,
+    layer,
+    mixed,
+    normal,
+    points,
+    shake,
+    small_glow,
+    stacked,
+    transform,
+    unit_where_discrete,
+)
 
 import numpyro_flows as nf
 from numpyro_flows.elementwise import (
@@ -21,106 +37,6 @@ from numpyro_flows.elementwise import (
 )
 from numpyro_flows.infer.centring import CentredAffine
 from numpyro_flows.infer.latent_space import Centring
-
-SMALL = {"depth": 3, "hidden": (8, 8)}
-
-
-def shake(tree, key, scale=0.3):
-    """Add N(0, scale^2 / fan-in) to the parameters; a vector's fan-in is 1.
-
-    By NumPy: JAX would compile a program for every shape.
-    """
-
-    def fan_in(leaf):
-        return max(1, leaf.shape[-1] * (leaf.ndim > 1))
-
-    params, rest = nf.partition(tree)
-    leaves, structure = jax.tree.flatten(params)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    shaken = [
-        jnp.asarray(
-            leaf + scale * rng.normal(size=leaf.shape) / fan_in(leaf) ** 0.5,
-            leaf.dtype,
-        )
-        for leaf in map(np.asarray, leaves)
-    ]
-    return nf.combine(jax.tree.unflatten(structure, shaken), rest)
-
-
-def flow(recipe, dim, **config):
-    return shake(new(recipe, dim, **{**SMALL, **config}), jax.random.key(1))
-
-
-def transform(recipe, dim, **config):
-    return flow(recipe, dim, **config).transform
-
-
-def layer(cls, dim, *args, **config):
-    if cls is not nf.transforms.BlockAutoregressive:
-        config = {"hidden": (8,), **config}
-    return shake(built(lambda key: cls(key, dim, *args, **config)), jax.random.key(1))
-
-
-def coupling(dim, map, **config):
-    return layer(nf.transforms.Coupling, dim, map, **config)
-
-
-def conv_coupling(shape, map, **config):
-    config = {"hidden": (6, 6), **config}
-    made = built(lambda key: nf.transforms.ConvCoupling(key, shape, map, **config))
-    return shake(made, jax.random.key(1))
-
-
-def points(dim, n=6, seed=2):
-    return normal(n, dim, seed=seed)
-
-
-def normal(*shape, seed=2):
-    """By NumPy, too."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
-
-
-def assert_same(loaded, flow):
-    assert type(loaded) is type(flow)
-    assert jax.tree.structure(loaded) == jax.tree.structure(flow)
-    for got, expected in zip(jax.tree.leaves(loaded), jax.tree.leaves(flow), strict=True):
-        assert got.dtype == expected.dtype
-        np.testing.assert_array_equal(got, expected)
-
-
-def stacked(build, depth=3):
-    return jax.jit(jax.vmap(build))(jax.random.split(jax.random.key(0), depth))
-
-
-def glow_like(dim):
-    def step(key):
-        return nf.transforms.Chain(
-            [
-                nf.transforms.ActNorm(dim),
-                nf.transforms.LULinear(dim),
-                nf.transforms.Coupling(key, dim, Affine(), hidden=(8,)),
-            ]
-        )
-
-    layers = stacked(step)
-    return shake(nf.transforms.Scan(layers, [range(dim)[::-1]] * 3), jax.random.key(1))
-
-
-def continuous(dim, context_dim=0, **config):
-    exact = 1e-10 if jax.config.jax_enable_x64 else 1e-6
-    made = network(dim, context_dim, **{"rtol": exact, "atol": exact, **config})
-    return shake(made, jax.random.key(1))
-
-
-def image(*shape, n=4, seed=2):
-    return normal(n, *shape, seed=seed)
-
-
-def small_glow(shape=(4, 4, 1), **config):
-    config = {"levels": 2, "depth": 2, "hidden": (6, 6), **config}
-    made = built(lambda key: nf.glow(key, shape, **config))
-    return shake(made, jax.random.key(1), 0.1).transform
-
 
 # class -> {label: () -> (transform, x, context)}
 CASES = {
@@ -138,6 +54,18 @@ CASES = {
         "spline": lambda: (coupling(3, RationalQuadraticSpline(3)), points(3), None),
         "sinh-arcsinh": lambda: (coupling(3, SinhArcsinh()), points(3), None),
         "deep sigmoid": lambda: (coupling(2, DeepSigmoid(4)), points(2), None),
+    },
+    nf.transforms.Markov: {
+        "": lambda: (chain(), normal(6, 5, 2), None),
+        "covariates": lambda: (chain(1), normal(6, 5, 2), normal(6, 5, seed=3)),
+    },
+    nf.transforms.Mixed: {
+        "": lambda: (mixed(), unit_where_discrete(mixed()), None),
+        "context": lambda: (
+            mixed(context_dim=2),
+            unit_where_discrete(mixed()),
+            points(2, seed=3),
+        ),
     },
     nf.transforms.MaskedAutoregressive: {
         "affine": lambda: (layer(nf.transforms.MaskedAutoregressive, 4, Affine()), points(4), None),
@@ -384,6 +312,7 @@ CASES = {
     },
     nf.transforms.Squeeze: {
         "": lambda: (nf.transforms.Squeeze((4, 2, 3)), image(4, 2, 3), None),
+        "signal": lambda: (nf.transforms.Squeeze((6, 1, 2), (3, 1)), image(6, 1, 2), None),
     },
     nf.transforms.Pixelwise: {
         "LU": lambda: (
@@ -423,7 +352,12 @@ CASES = {
             points(2, n=4, seed=3),
         ),
         "context is an image": lambda: (
-            conv_coupling((2, 3, 2), Affine(), context_channels=2),
+            conv_coupling((2, 3, 2), Affine(), context_shape=(2, 3, 2)),
+            image(2, 3, 2),
+            points(12, n=4, seed=3),
+        ),
+        "context is a finer image": lambda: (
+            conv_coupling((2, 3, 2), Affine(), context_shape=(4, 3, 1)),
             image(2, 3, 2),
             points(12, n=4, seed=3),
         ),

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from cases import layer, points, shake
 from compiled import log_prob, new, sample
 from numpyro.distributions import constraints
+from small import layer, points, shake
 
 import numpyro_flows as nf
 from numpyro_flows.elementwise import (

@@ -8,11 +8,11 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from cases import points, shake
 from compiled import forward, log_prob, new, sample
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoContinuous
+from small import points, shake
 
 import numpyro_flows as nf
 from numpyro_flows.parts import for_training, inexactness

@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fitting import KEY, STILL, assert_same, fit, leaves, linear, normals
+from numpyro.distributions import constraints
 
 import numpyro_flows as nf
+from numpyro_flows.elementwise import Affine
 from numpyro_flows.training.standardize import Running
 
 EPOCHS = {"batch_size": 16, "max_epochs": 20, "learning_rate": 0.03}
@@ -188,11 +191,49 @@ def test_passes_of_other_lengths():
         fit(linear(), Shrinks(*in_parts(normals(70))), val_fraction=0, max_epochs=1)
 
 
-def test_integers_in_batches():
-    levels = np.random.default_rng(0).integers(0, 8, size=(60, 2))
-    model = nf.dequantize(nf.realnvp(KEY, 2, depth=1, hidden=(4,)), 8)
+def test_integers_in_batches(x64):
+    """Standardised by the moments of the levels with uniform noise on them."""
+    levels = np.random.default_rng(0).integers([0, 90], [8, 120], size=(3000, 2))
+    model = nf.dequantize(nf.realnvp(KEY, 2, depth=1, hidden=(4,)), (8, 120))
     result = fit(model, in_parts(levels), max_epochs=2)
     assert np.isfinite(result.val_losses).all()
+    transform = result.flow.flow.transform
+    np.testing.assert_allclose(transform.loc.value, levels.mean(0) + 0.5, atol=0.03)
+    spread = np.sqrt(levels.var(0) + 1 / 12)
+    np.testing.assert_allclose(transform.scale.value, spread, rtol=0.01)
+    raw = fit(model, in_parts(levels), max_epochs=1, standardize=False)
+    assert type(raw.flow.flow.transform) is type(model.flow.transform)
+
+
+def mixed():
+    support = (constraints.real, constraints.integer_interval(3, 6), constraints.boolean)
+    x = np.stack([40 + 9 * normals(200, 1)[:, 0], np.arange(200) % 4 + 3, np.ones(200)], 1)
+    return nf.nsf_ar(KEY, 3, support=support, depth=1, hidden=(4,)), x
+
+
+def sequences():
+    network = nf.nn.Embedding(KEY, jnp.zeros((1, 1)), 2, hidden=(4,))
+    frame = nf.coupling_flow(KEY, 1, Affine(), context_dim=2, depth=1, hidden=(4,))
+    return nf.markov(frame, network, 5), 30 + normals(200, 5)[..., None] * np.arange(1, 6)[:, None]
+
+
+@pytest.mark.parametrize("made", [mixed, sequences])
+def test_columns_that_share_or_keep_units(made, x64, recwarn):
+    """Integers keep theirs, frames have one for all times: in batches as in arrays."""
+    flow, x = made()
+    given = {"max_epochs": 1, "optimizer": STILL, "val_fraction": 0}
+    whole, parts = fit(flow, x, **given), fit(flow, in_parts(x), **given)
+    np.testing.assert_allclose(parts.train_losses, whole.train_losses, rtol=1e-10)
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+    transform = parts.flow.transform
+    standardized = transform.parts[0] if made is mixed else transform
+    x = x if made is mixed else x.reshape(-1, 1)
+    loc, scale = x.mean(0), x.std(0)
+    if made is mixed:
+        loc[1:], scale[1:] = 0, 1
+    shape = standardized.loc.value.shape
+    np.testing.assert_allclose(standardized.loc.value, np.broadcast_to(loc, shape))
+    np.testing.assert_allclose(standardized.scale.value, np.broadcast_to(scale, shape))
 
 
 def test_one_device_is_a_mesh():

@@ -10,9 +10,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from cases import points, shake
 from compiled import forward, inverse, log_prob, new, sample, sample_and_log_prob, there_and_back
 from jax.scipy.linalg import expm
+from small import points, shake
 
 import numpyro_flows as nf
 from numpyro_flows.infer.elbo import with_penalties

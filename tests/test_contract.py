@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, ELSEWHERE, points, transform
+from cases import CASES, ELSEWHERE
 from numpyro.distributions.transforms import AffineTransform, ExpTransform
+from small import points, transform
 
 import numpyro_flows as nf
 from numpyro_flows.diagnostics import TransformError

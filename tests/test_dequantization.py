@@ -1,6 +1,7 @@
 """Discrete models against closed forms; their training, files and refusals; outlier tests."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -209,6 +210,38 @@ def test_parameters_and_files(tmp_path):
     assert np.array_equal(bound(loaded), bound(model))
 
 
+def test_columns_have_levels_of_their_own():
+    """Those of 16-bit sound keep their digits near 0, where they would be lost near 32768."""
+    loc = jnp.array([0.0, 102.5])
+    model = nf.dequantize(normal(2, loc, 0.2), (65536, 5), start=(-32768, 100))
+    x = jnp.array([[0, 102], [-1, 102]])
+    expected = masses(np.array(x), np.array(loc), 0.2)
+    found = model.log_prob_bound(KEY, x, num_samples=20_000)
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    draws = sample(nf.dequantize(normal(2, loc, 9.0), (65536, 5), start=(-32768, 100)), KEY, (99,))
+    assert set(np.unique(draws[:, 1])) == set(range(100, 105))
+    assert draws[:, 0].min() < 0
+    with pytest.raises(ValueError, match=r"\[-32768, 100\] to \[32767, 104\], got \[0, 1\]"):
+        model.log_prob_bound(KEY, jnp.array([[0, 1]]))
+
+
+def test_fit_standardises_columns():
+    """Counts near 1000 beside a column of small numbers, far from where a new flow is."""
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(1000, 50, 2000), rng.normal(-20, 4, 2000)], 1).round().astype(int)
+    support = (dist.constraints.positive, dist.constraints.real)
+    model = nf.dequantize(
+        new(nf.realnvp, 2, support=support, depth=2, hidden=(4,)), (2000, 100), start=(1, -50)
+    )
+    fitted = nf.fit(KEY, model, x, max_epochs=2, progress_bar=False)
+    entropy = math.log(50 * 4) + math.log(2 * math.pi * math.e)
+    assert abs(fitted.val_losses[-1] - entropy) < 0.3
+    bound = fitted.flow.log_prob_bound(KEY, x).mean()
+    np.testing.assert_allclose(-bound, entropy, atol=0.15)
+    raw = nf.fit(KEY, model, x, max_epochs=1, standardize=False, progress_bar=False)
+    assert raw.val_losses[-1] > 2 * entropy
+
+
 def test_equalized_pixels_are_normal():
     x = small_data(300)
     flow = nf.equalize(new(nf.glow, SHAPE, levels=1, depth=1, hidden=(4,)), x, LEVELS)
@@ -237,6 +270,16 @@ BAD = {
         lambda: small_model().log_prob_bound(KEY, X + np.uint8(4)),
         ValueError,
         "expected integers from 0 to 3, got 4 to 7",
+    ),
+    "levels of other columns": (
+        lambda: nf.dequantize(normal(3), (4, 5)),
+        ValueError,
+        r"levels: expected one integer, or one for each column .*, got 2",
+    ),
+    "levels that are none": (
+        lambda: nf.dequantize(normal(2), (4, 5.0)),
+        TypeError,
+        r"levels\[1\]: expected an int",
     ),
     "negative": (
         lambda: nf.fit(KEY, small_model(), X.astype(int) - 1),

@@ -8,10 +8,10 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from cases import flow, points, transform
 from compiled import log_prob, new
 from numpyro import handlers
 from numpyro.infer import Trace_ELBO
+from small import flow, points, transform
 
 import numpyro_flows as nf
 

@@ -10,7 +10,6 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from cases import points, shake
 from compiled import inverse, log_prob, new
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
@@ -28,6 +27,7 @@ from numpyro.infer import (
 from numpyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal
 from numpyro.infer.util import potential_energy
 from programs import count_loops
+from small import points, shake
 
 import numpyro_flows as nf
 from numpyro_flows.infer.importance import weighted_draws

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from cases import conv_coupling, normal, shake
 from compiled import forward, inverse, log_prob, new, sample
 from numpyro.distributions import constraints
 from scipy import stats
+from small import conv_coupling, normal, shake
 
 import numpyro_flows as nf
 from numpyro_flows.convnet import ConvEmbedding, ConvNet
@@ -182,6 +182,40 @@ def test_temperature_needs_a_mean():
         flow.sample(KEY, (2,), temperature=-1)
 
 
+@pytest.mark.parametrize("finer", [1, 2, 4])
+def test_a_context_image_is_seen_where_it_lies(finer):
+    """A pixel of the context changes its own place and its neighbours, at each resolution."""
+    shape = (6, 8, 2)
+    seen = (6 * finer, 8 * finer, 1)
+    layer = conv_coupling(shape, Affine(), context_shape=seen, hidden=())  # one 3 x 3 convolution
+    x, context = normal(*shape), np.zeros(seen)
+    row, column = 4 * finer + finer - 1, 2 * finer
+    context[row, column] = 9.0
+    zeros = jnp.zeros(context.size)
+    plain, lit = (forward(layer, x, jnp.asarray(c.ravel()))[0] for c in (zeros, context))
+    changed = np.argwhere((np.asarray(plain) != np.asarray(lit)).any(-1))
+    assert changed.min(0).tolist() == [3, 1]
+    assert changed.max(0).tolist() == [5, 3]
+    assert len(changed) == 9
+
+
+def test_glow_squeezes_a_context_image_with_the_image():
+    """Below the first level too, a pixel of the context acts nearby; nothing far away changes."""
+    made = new(nf.glow, (32, 32, 1), levels=2, depth=1, hidden=(), context_shape=(32, 32, 2))
+    transform = shake(made, KEY, 0.3).transform
+    assert transform.context_dim == 2048
+    z, context = normal(1024), np.zeros((32, 32, 2))
+    context[5, 26, 1] = 3.0
+    plain, lit = (
+        np.asarray(forward(transform, z, jnp.asarray(c.ravel()))[0]) for c in (0 * context, context)
+    )
+    rows, columns, _ = np.nonzero(plain != lit)
+    # 3 x 3 convolutions reach 4 pixels at a quarter of the size and 2 at a half, some after others.
+    assert {(5, 26), (4, 27)} <= set(zip(rows.tolist(), columns.tolist(), strict=True))
+    assert rows.max() <= 5 + 16
+    assert columns.min() >= 26 - 16
+
+
 def test_grey_levels_are_the_logit_of_realnvp(x64):
     support = nf.recipes.grey_levels(256, margin=0.05)
     flow = new(nf.glow, (4, 4, 1), levels=1, support=support, **TINY)
@@ -244,7 +278,7 @@ BAD = {
     "squeeze": (
         lambda: nf.transforms.Squeeze((3, 4, 1)),
         ValueError,
-        "even height and width, got 3 x 4",
+        "height and width divisible by 2 and 2, got 3 x 4",
     ),
     "pixelwise": (
         lambda: nf.transforms.Pixelwise(nf.transforms.Squeeze((2, 2, 1)), 2, 2),
@@ -258,10 +292,25 @@ BAD = {
     ),
     "contexts": (
         lambda: nf.transforms.ConvCoupling(
-            KEY, (2, 2, 2), Affine(), context_dim=1, context_channels=1
+            KEY, (2, 2, 2), Affine(), context_dim=1, context_shape=(2, 2, 1)
         ),
         ValueError,
         "got both",
+    ),
+    "a context image of another size": (
+        lambda: nf.transforms.ConvCoupling(KEY, (4, 4, 2), Affine(), context_shape=(6, 4, 1)),
+        ValueError,
+        r"context_shape: expected multiples of the image's 4 x 4 pixels, got \(6, 4, 1\)",
+    ),
+    "a context of other pixels": (
+        lambda: nf.glow(KEY, (4, 4, 1), levels=1, context_shape=(8, 8, 1)),
+        ValueError,
+        r"context_shape: expected \(4, 4, channels\)",
+    ),
+    "a factor of one number": (
+        lambda: nf.transforms.Squeeze((4, 4, 1), (2,)),
+        ValueError,
+        "factor: expected rows and columns",
     ),
     "no levels": (lambda: nf.transforms.MultiScale([]), ValueError, "at least one level"),
     "levels that do not fit": (

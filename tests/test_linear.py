@@ -9,8 +9,9 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 import scipy.linalg
-from cases import CASES, points, stacked
+from cases import CASES
 from numpyro.distributions import constraints
+from small import points, stacked
 
 import numpyro_flows as nf
 from numpyro_flows.elementwise import Affine

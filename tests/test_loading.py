@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from cases import assert_same
+from small import assert_same
 
 import numpyro_flows as nf
 from numpyro_flows.io import load, save

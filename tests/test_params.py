@@ -7,12 +7,12 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from cases import flow, points
 from compiled import new
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.util import log_density
+from small import flow, points
 
 import numpyro_flows as nf
 

@@ -11,11 +11,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from cases import BASES, flow, points
+from cases import BASES
 from compiled import forward, inverse, log_prob, new, sample, sample_and_log_prob, there_and_back
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpyro.distributions import constraints
+from small import flow, points
 
 import numpyro_flows as nf
 from numpyro_flows.recipes._building import permutations

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from cases import assert_same
 from compiled import log_prob, new
 from numpyro.distributions import constraints
+from small import assert_same
 
 import numpyro_flows as nf
 from numpyro_flows.io import load, register, save

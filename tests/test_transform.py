@@ -12,12 +12,12 @@ import numpyro.distributions as dist
 import numpyro.distributions.transforms as numpyro_transforms
 import optax
 import pytest
-from cases import flow, points, transform
 from compiled import forward, log_prob, sample
 from numpyro import handlers
 from numpyro.contrib.module import eqx_module, random_eqx_module
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from programs import count_loops
+from small import flow, points, transform
 
 import numpyro_flows as nf
 from numpyro_flows.infer.guide_flow import check_exact

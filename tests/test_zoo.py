@@ -10,9 +10,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from cases import layer, points, shake
 from compiled import forward, inverse, log_prob, new, sample, there_and_back
 from numpyro.distributions import constraints
+from small import layer, points, shake
 from zoo import ELSEWHERE, NARROW
 from zoo import RECIPES as SMALL_RECIPES
 

@@ -52,7 +52,9 @@ RECIPES = {
 ELSEWHERE = {
     "Shift": "no log-derivative: tests/test_elementwise.py::test_shapes_and_dtypes_are_kept",
     "ByKind": "two maps in one: tests/test_angles.py::test_densities_on_a_torus_and_a_cylinder",
+    "Masses": "onto the unit interval: tests/test_mixed.py",
     "augmented_cnf": "a bound, not a density: tests/test_augmented.py",
     "conditional_gaussian": "needs a context: tests/test_augmented.py",
+    "markov": "of sequences: tests/test_markov.py",
     "glow": "of images: tests/test_images.py",
 }

@@ -14,9 +14,10 @@ from ..checks import as_numpy, check_integers, check_key, check_size, check_unma
 
 @runtime_checkable
 class DiscreteModel(Protocol):
-    """A model of the integers 0 to ``levels - 1``, as ``nf.dequantize`` makes it."""
+    """A model of the integers from ``start`` on, as ``nf.dequantize`` makes it."""
 
-    levels: int
+    levels: int | tuple[int, ...]
+    start: int | tuple[int, ...]
 
     @property
     def event_shape(self) -> tuple[int, ...]: ...
@@ -60,7 +61,7 @@ def bits_per_dim(
         )
     check_unmasked("x", x)
     x = as_numpy(x)
-    check_integers("x", x, model.levels, model.event_shape)
+    check_integers("x", x, model.levels, model.event_shape, model.start)
     check_size("batch_size", batch_size)
     if x.ndim != 1 + len(model.event_shape):
         raise ValueError(

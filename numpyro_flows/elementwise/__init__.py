@@ -4,7 +4,8 @@ A map is data, not a layer: ``Coupling``, ``Elementwise`` and the autoregressive
 any of them, so NICE is coupling x :class:`Shift`, RealNVP is coupling x :class:`Affine`, and a
 neural spline flow is coupling x :class:`RationalQuadraticSpline`. A new map needs ``num_params``
 and the two methods of :class:`ElementwiseMap`, nothing else. How a conditioner reads coordinates
-is its :class:`Encoding`: real ones as they are, :class:`Angles` by cosine and sine.
+is its :class:`Encoding`: real ones as they are, :class:`Angles` by cosine and sine,
+:class:`Cells` one-hot.
 
 Parameters have shape ``(num_params, *shape)`` for values of any ``shape``, so each parameter is one
 contiguous slice of the conditioner's output. **All-zero parameters are the identity map.**
@@ -19,6 +20,7 @@ map                               for                                 smoothness
 :class:`SinhArcsinh`              skewness and tail weight            analytic
 :class:`DeepSigmoid`              several modes                       analytic
 :class:`HeavyTail`                power-law tails, as the last layer  twice differentiable
+:class:`Masses`                   discrete coordinates                linear on cells
 ================================  ==================================  ====================
 """
 
@@ -29,9 +31,12 @@ from .base import check_map as check_map
 from .by_kind import ByKind as ByKind
 from .deep_sigmoid import DeepSigmoid as DeepSigmoid
 from .encoding import Angles as Angles
+from .encoding import Cells as Cells
 from .encoding import Conditioner as Conditioner
 from .encoding import Encoding as Encoding
 from .heavy_tail import HeavyTail as HeavyTail
+from .masses import Masses as Masses
+from .masses import check_cells as check_cells
 from .sinh_arcsinh import SinhArcsinh as SinhArcsinh
 from .spline import CircularSpline as CircularSpline
 from .spline import RationalQuadraticSpline as RationalQuadraticSpline

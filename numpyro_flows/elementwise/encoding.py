@@ -1,4 +1,4 @@
-"""How a conditioner reads coordinates: real ones as they are, angles by cosine and sine."""
+"""How a conditioner reads coordinates: real ones as they are, angles and cells by features."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -79,6 +79,49 @@ class Angles(Encoding):
             return params
         row = jnp.broadcast_to(self.flags.value[None, :, None], (1, *params.shape[1:]))
         return jnp.concatenate([params, row.astype(params.dtype)])
+
+
+class Cells(Encoding):
+    """The encoding of discrete coordinates: which cell a value is in, one-hot.
+
+    The first weights of a network are then an embedding of the levels.
+
+    :param starts: lowest integer of each coordinate, floating, shape ``(n,)``.
+    :param counts: number of levels of each, floating, shape ``(n,)``.
+    :param num_features: the most levels of any.
+
+    >>> import jax.numpy as jnp
+    >>> Cells(jnp.array([3.0]), jnp.array([2.0]), 2).read(jnp.array([[4.7]]))
+    Array([[0.],
+           [1.]], dtype=float32)
+    """
+
+    starts: Fixed
+    counts: Fixed
+    num_features: int = eqx.field(static=True)  # type: ignore[misc]  # one for all elsewhere
+
+    def __init__(self, starts: Array, counts: Array, num_features: int):
+        self.starts, self.counts = Fixed(starts), Fixed(counts)
+        self.num_features = num_features
+
+    def __getitem__(self, index: Any) -> "Cells":
+        return Cells(self.starts.value[index], self.counts.value[index], self.num_features)
+
+    def at(self, i: Array) -> "Cells":
+        starts, counts = (
+            jax.lax.dynamic_slice_in_dim(numbers.value, i, 1)
+            for numbers in (self.starts, self.counts)
+        )
+        return Cells(starts, counts, self.num_features)
+
+    def read(self, x: Array) -> Array:
+        cell = jnp.floor(x - self.starts.value[:, None].astype(x.dtype))
+        levels = jnp.arange(self.num_features, dtype=x.dtype)[:, None, None]
+        return (cell == levels).astype(x.dtype).reshape(-1, x.shape[-1])
+
+    def mark(self, map: ElementwiseMap, params: Array) -> Array:
+        rows = jnp.stack([self.starts.value, self.counts.value])[:, :, None].astype(params.dtype)
+        return jnp.concatenate([params, jnp.broadcast_to(rows, (2, *params.shape[1:]))])
 
 
 class Conditioner(MLP):

@@ -7,8 +7,10 @@ follows from ``permutation_seed``, so a recipe runs under ``jit`` and ``vmap``, 
 
 ``support`` is a constraint on the whole vector, a scalar one that holds for each coordinate, or a
 tuple of scalar ones, one per coordinate. Angles (``constraints.circular``) need circular maps,
-which ``nsf`` and ``nsf_ar`` have. ``inverse`` says which direction is the fast one: True for the
-density (training on data), False for sampling (guides).
+which ``nsf`` and ``nsf_ar`` have. Discrete coordinates (``constraints.integer_interval(0, 4)``,
+``constraints.boolean``) make a :class:`~numpyro_flows.mixed.MixedFlow` with exact masses, of all
+recipes of coupling and autoregressive layers. ``inverse`` says which direction is the fast one:
+True for the density (training on data), False for sampling (guides).
 
 ===========================  ===================================================================
 structure                    presets
@@ -18,6 +20,7 @@ structure                    presets
 :func:`residual_flow`        :func:`planar`, :func:`radial`, :func:`sylvester`, :func:`bnaf`
 :func:`cnf`                  :func:`augmented_cnf`
 :func:`glow`                 none; its data are images
+:func:`markov`               any conditional flow of frames, along time
 ===========================  ===================================================================
 
 A recipe of your own is a function of this form; :func:`preset` completes one that passes the
@@ -52,3 +55,5 @@ from .residual import planar as planar
 from .residual import radial as radial
 from .residual import residual_flow as residual_flow
 from .residual import sylvester as sylvester
+from .signals import Flat as Flat
+from .signals import markov as markov

@@ -16,6 +16,7 @@ from ..coordinates import (
     StandardBase,
     angles,
     coordinates,
+    discrete,
     from_coordinates,
 )
 from ..distribution import FlowDistribution
@@ -167,6 +168,12 @@ def flow_on(
     :raises ValueError: for a base on the line where coordinates are angles.
     """
     (dim,) = transform.event_shape
+    if any(discrete(support, dim)):
+        raise ValueError(
+            "support: expected real or constrained coordinates, got discrete coordinates, which "
+            "have masses and no density here. Use `nf.nsf_ar`, `nf.nsf` or another recipe of "
+            "autoregressive or coupling layers, or `nf.dequantize`."
+        )
     flags = angles(support, dim)
     if base is None:
         base = StandardBase(flags) if any(flags) else Normal(jnp.zeros(dim), jnp.ones(dim))

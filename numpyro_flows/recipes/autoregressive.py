@@ -1,19 +1,29 @@
 """Flows of masked autoregressive layers: one direction fast, the other coordinate by coordinate."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Unpack
 
 from jax import Array
 from numpyro.distributions import Distribution, constraints
 
 from ..checks import check_size
-from ..coordinates import angles
+from ..coordinates import angles, discrete
 from ..distribution import FlowDistribution
 from ..elementwise import Angles, CircularSpline, ElementwiseMap, RationalQuadraticSpline
 from ..transform import FlowTransform, Inverse
 from ..transforms import MaskedAutoregressive
 from ..transforms.autoregressive import Graph
-from ._building import bounded_affine, check_support, flow_on, map_for, permutations, stack
+from ._building import (
+    bounded_affine,
+    check_support,
+    each_coordinate,
+    flow_on,
+    map_for,
+    permutations,
+    stack,
+)
+from ._mixed import mixed_flow
 from ._options import AutoregressiveOptions, Support, in_guides, preset
 
 #: Layers by default, on which the default bound of an affine map depends.
@@ -49,7 +59,9 @@ def autoregressive_flow(
         ``support`` changes it.
     :param map: the elementwise map g.
     :param context_dim: width of the context; 0 for an unconditional flow.
-    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate. Discrete
+        ones get exact masses (:class:`~numpyro_flows.mixed.MixedFlow`) by a network of the same
+        ``hidden``, before the layers, which are of the other coordinates.
     :param base: distribution of z; standard normal by default (uniform for angles).
     :param permutation_seed: seed of the permutations between layers.
     :param circular_map: the map for coordinates that are angles.
@@ -77,6 +89,34 @@ def autoregressive_flow(
     """
     check_size("dim", dim)
     constraint = check_support(support, dim)
+    if any(discrete(constraint, dim)):
+        if parents is not None:
+            raise ValueError(
+                "parents: expected the complete order for a support with discrete coordinates, "
+                "which come first, each after those before it. Leave the graph out."
+            )
+        build_rest = partial(
+            autoregressive_flow,
+            map=map,
+            permutation_seed=permutation_seed,
+            circular_map=circular_map,
+            depth=depth,
+            hidden=hidden,
+            activation=activation,
+            residual=residual,
+            permutation=permutation,
+            inverse=inverse,
+        )
+        return mixed_flow(
+            key,
+            each_coordinate(constraint, dim),
+            build_rest,
+            context_dim=context_dim,
+            hidden=hidden,
+            activation=activation,
+            residual=residual,
+            base=base,
+        )
     flags = angles(constraint, dim)
     map = map_for(map, circular_map, flags)
 

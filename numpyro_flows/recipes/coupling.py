@@ -1,13 +1,14 @@
 """Flows of coupling layers: fast in both directions."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Unpack
 
 from jax import Array
 from numpyro.distributions import Distribution, constraints
 
 from ..checks import check_size
-from ..coordinates import angles
+from ..coordinates import angles, discrete
 from ..distribution import FlowDistribution
 from ..elementwise import Angles, CircularSpline, ElementwiseMap, RationalQuadraticSpline, Shift
 from ..transform import FlowTransform, Inverse
@@ -16,11 +17,13 @@ from ._building import (
     bounded_affine,
     check_no_angles,
     check_support,
+    each_coordinate,
     flow_on,
     map_for,
     permutations,
     stack,
 )
+from ._mixed import mixed_flow
 from ._options import CouplingOptions, LayerOptions, Support, preset
 
 #: Layers by default, on which the default bound of an affine map depends.
@@ -55,7 +58,9 @@ def coupling_flow(
         ``support`` changes it.
     :param map: the elementwise map g.
     :param context_dim: width of the context; 0 for an unconditional flow.
-    :param support: constraint that the data satisfies, or a tuple of one per coordinate.
+    :param support: constraint that the data satisfies, or a tuple of one per coordinate. Discrete
+        ones get exact masses (:class:`~numpyro_flows.mixed.MixedFlow`) by a network of the same
+        ``hidden``, before the layers, which are of the other coordinates.
     :param base: distribution of z; standard normal by default (uniform for angles).
     :param permutation_seed: seed of the permutations between layers.
     :param circular_map: the map for coordinates that are angles.
@@ -79,6 +84,29 @@ def coupling_flow(
     """
     check_size("dim", dim)
     constraint = check_support(support, dim)
+    if any(discrete(constraint, dim)):
+        build_rest = partial(
+            coupling_flow,
+            map=map,
+            permutation_seed=permutation_seed,
+            circular_map=circular_map,
+            depth=depth,
+            hidden=hidden,
+            activation=activation,
+            residual=residual,
+            permutation=permutation,
+            mixing=mixing,
+        )
+        return mixed_flow(
+            key,
+            each_coordinate(constraint, dim),
+            build_rest,
+            context_dim=context_dim,
+            hidden=hidden,
+            activation=activation,
+            residual=residual,
+            base=base,
+        )
     flags = angles(constraint, dim)
     map = map_for(map, circular_map, flags)
     if mixing not in ("none", "lu"):

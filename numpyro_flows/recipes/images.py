@@ -36,6 +36,7 @@ def glow(
     depth: int | Sequence[int] = 8,
     hidden: Sequence[int] | Sequence[Sequence[int]] = (128, 128),
     context_dim: int = 0,
+    context_shape: Sequence[int] | None = None,
     support: Support = constraints.real,
     base: Distribution | None = None,
     permutation_seed: int = 0,
@@ -68,6 +69,9 @@ def glow(
     :param depth: steps per level, or one number for each level, finest first.
     :param hidden: channels of the hidden layers of the networks, or for each level, finest first.
     :param context_dim: width of the context, such as 10 for one-hot classes.
+    :param context_shape: (H, W, channels) of a context that is an image in place of a vector, such
+        as the frames before: it is squeezed with the image, so that each pixel sees what lies
+        there. ``condition`` takes its numbers row by row, as ``context.reshape(*batch, -1)``.
     :param support: scalar constraint that the data satisfies, or a tuple of one per channel;
         ``nf.recipes.grey_levels(256)`` is the logit preprocessing of images.
     :param base: distribution of z; standard normal by default.
@@ -81,7 +85,7 @@ def glow(
     :param activation: a name of ``numpyro_flows.nn.ACTIVATIONS``.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
     :raises ValueError: for a shape that is not one of images or cannot be halved ``levels`` times,
-        sizes below 1, unknown names, or angles.
+        sizes below 1, unknown names, angles, or a context image of another size.
 
     >>> import jax, jax.numpy as jnp
     >>> flow = glow(jax.random.key(0), (8, 8, 1), levels=2, depth=2, hidden=(8, 8))
@@ -99,8 +103,14 @@ def glow(
         raise ValueError(f"mixing: expected one of {sorted(_MIXING)}, got {mixing!r}.")
     if map is None:
         map = bounded_affine(None, sum(depths) + 2 * levels * checkerboards)
+    if context_shape is not None and tuple(context_shape)[:2] != shape[:2]:
+        raise ValueError(
+            f"context_shape: expected ({shape[0]}, {shape[1]}, channels), the pixels of the image, "
+            f"got {context_shape}."
+        )
     config: dict[str, Any] = {
         "context_dim": context_dim,
+        "context_shape": context_shape,
         "position": position,
         "activation": activation,
     }

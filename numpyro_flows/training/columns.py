@@ -100,20 +100,22 @@ def set_apart(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.nda
     )
 
 
-def without_bound(x: np.ndarray, table: Table, embedded: bool) -> list[str]:
+def without_bound(x: np.ndarray, table: Table, embedded: bool, cells: np.ndarray) -> list[str]:
     """A warning for data without a density, on which a likelihood grows without limit.
 
     :param x: rows in their own units, shape ``(n, *event_shape)``.
     :param table: the same rows whitened, with their contexts.
+    :param cells: columns of integers, which have masses, not densities.
     """
-    if len(x) < ENOUGH:
+    if len(x) < ENOUGH or cells.all():
         return []
-    notes = [_ties(x), _flat(table, embedded)]
+    rest = table._replace(x=np.where(cells, 0, table.x))
+    notes = [_ties(x, cells), _flat(rest, embedded)]
     # A network may read a context of many arrays; rows that differ there are no copies.
     return [note for note in (*notes, "" if embedded else _copies(x, table.context)) if note]
 
 
-def _ties(x: np.ndarray) -> str:
+def _ties(x: np.ndarray, cells: np.ndarray) -> str:
     """Columns that hold one value again and again."""
     flat = x.reshape(len(x), -1)[:: -(-len(x) // LOOK_AT)]
     counts = np.zeros(flat.shape[1], int)
@@ -122,7 +124,7 @@ def _ties(x: np.ndarray) -> str:
         starts = np.flatnonzero(np.append(True, column[1:] != column[:-1]))
         lengths = np.diff(np.append(starts, len(column)))
         counts[i], values[i] = lengths.max(), column[starts[lengths.argmax()]]
-    tied = counts >= max(TIES, TIED * len(flat))
+    tied = (counts >= max(TIES, TIED * len(flat))) & ~cells.reshape(-1)
     if not tied.any():
         return ""
     first = np.argmax(tied)
@@ -130,7 +132,8 @@ def _ties(x: np.ndarray) -> str:
         f"x: {say_columns(tied.reshape(x.shape[1:]), 'repeat')} a value ({values[first]:g} in "
         f"{counts[first] / len(flat):.0%} of the rows), where a density has no bound: the fit will "
         "raise it as long as it runs, and its losses mean nothing. Give such a column a discrete "
-        "support, make counts continuous by `nf.dequantize`, or drop it."
+        "support such as `constraints.integer_interval(0, 4)`, make counts continuous by "
+        "`nf.dequantize`, or drop it."
     )
 
 

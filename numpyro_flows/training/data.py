@@ -62,6 +62,9 @@ def check_data(
     :param whole: whether these are all rows; else it may be one, and weights stay what they are.
     """
     _check_unbound(flow)
+    if flow.support.is_discrete and not jnp.issubdtype((given := as_numpy(x)).dtype, jnp.floating):
+        check_unmasked("x", x)
+        x = given.astype(float)  # integers, which mixed rows hold as floating numbers
     x = _as_float("x", x)
     _check_rows(flow, x, 2 if whole else 1)
     _check_finite("x", in_precision(x))
@@ -80,7 +83,7 @@ def check_levels(
     _check_unbound(model.flow)
     check_unmasked("x", x)
     x = as_numpy(x)
-    check_integers("x", x, model.levels, model.event_shape)
+    check_integers("x", x, model.levels, model.event_shape, model.start)
     _check_rows(model.flow, x, 2 if whole else 1)
     return _table(model.flow, x, context, weights, whole)
 

@@ -89,9 +89,10 @@ def fit(
     Warnings also name data that have no density, which would rise in the fit without limit: values
     that are repeated, columns that depend linearly on others, and copies of rows.
 
-    Integers are fitted by ``nf.dequantize(flow, levels)`` in the place of a flow. Losses are then
-    those of the bound, with noise drawn anew for each row and step (the same in each epoch for the
-    validation rows), and neither data nor context are standardised.
+    Integers are fitted by flows of a discrete support, whose columns keep their units, or by
+    ``nf.dequantize(flow, levels)`` in the place of a flow. Losses are then those of the bound, with
+    noise drawn anew for each row and step (the same in each epoch for the validation rows); vectors
+    are standardised, images are left to ``nf.equalize`` and ``nf.initialize``.
 
     Below 10 rows nothing is held out: a warning says so and the training loss takes the place of
     the validation loss.

@@ -1,6 +1,7 @@
 """Standardisation: a flow taken apart, data whitened, and the numbers put back into the flow."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from numpyro.distributions import Distribution, constraints
 from ..augmented import AugmentedFlow
 from ..checks import is_real
 from ..compilation import jit
-from ..coordinates import angles
+from ..coordinates import angles, discrete
 from ..distribution import FlowDistribution
 from ..parts import Fixed
 from ..transform import FlowTransform
@@ -181,6 +182,13 @@ def _unconstrained(flow: Any, transforms: list[NumPyroTransform], x: Array) -> A
     return flow.support(x), *Chain(transforms).inverse_and_log_det(x)
 
 
+def is_discrete(flow: Any) -> np.ndarray:
+    """Which coordinates of an event are integers, which keep their units; one False if none."""
+    shape = flow.event_shape
+    flags = np.array(discrete(flow.support, shape[0]) if len(shape) == 1 else False)
+    return flags if flags.any() else np.array(False)
+
+
 class Running:
     """Mean and spread of each column of rows that come in parts.
 
@@ -207,9 +215,10 @@ class Running:
         self._high = np.maximum(self._high, value.max(axis=0))
         return self
 
-    def numbers(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def numbers(self, name: str, exempt: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each column, as the flow will hold them.
 
+        :param exempt: columns that may be constant.
         :raises ValueError: for columns that are constant.
         """
         loc = in_precision(self.loc)
@@ -219,6 +228,8 @@ class Running:
         largest = np.maximum(np.abs(self._low), np.abs(self._high))
         ulps = 16 * float(info.eps) * largest
         constant = (self._high - self._low <= ulps) | (scale < info.tiny)
+        if exempt is not None:
+            constant &= ~exempt
         if constant.any():
             reason = {
                 "x": "so the density is not bounded there; drop it or add noise",
@@ -231,14 +242,33 @@ class Running:
         return loc, scale
 
 
-def moments(name: str, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same of rows that are at hand."""
-    return Running().add(value, weights).numbers(name)
+def by_kind(table: Table, transform: FlowTransform) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of x and their weights; along axes that are repeated, as time, a row for each place."""
+    shape, axes = table.x.shape[1:], transform.repeated_axes
+    return table.x.reshape(-1, *shape[axes:]), np.repeat(table.weights, math.prod(shape[:axes]))
 
 
-def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
-    """Weight 0 for rows that are few and far from all others, and a sentence that names them."""
-    columns = {"x": table.x}
+class Moments:
+    """Mean and spread of the columns of data and context, of rows that may come in parts."""
+
+    def __init__(self, transform: FlowTransform):
+        self._transform = transform
+        self.x, self.context = Running(), Running()
+
+    def add(self, table: Table) -> "Moments":
+        """Rows in unconstrained coordinates, of positive weights."""
+        self.x.add(*by_kind(table, self._transform))
+        if table.context is not None and not isinstance(self._transform, Embedded):
+            self.context.add(table.context, table.weights)
+        return self
+
+
+def leave_out(table: Table, embedded: bool, cells: np.ndarray) -> tuple[Table, list[str]]:
+    """Weight 0 for rows that are few and far from all others, and a sentence that names them.
+
+    :param cells: columns of integers, which are not looked at.
+    """
+    columns = {"x": np.where(cells, 0, table.x)}
     if not embedded and table.context is not None:
         columns["context"] = table.context
     apart = [set_apart(name, value, table.weights) for name, value in columns.items()]
@@ -251,29 +281,30 @@ def leave_out(table: Table, embedded: bool) -> tuple[Table, list[str]]:
 
 
 def numbers_of(
-    table: Table, parts: Parts, embedded: bool, known: dict[str, Running] | None = None
+    table: Table, parts: Parts, embedded: bool, cells: np.ndarray, known: Moments | None = None
 ) -> tuple[Numbers, list[str]]:
     """The numbers of a standardisation, and warnings about columns with heavy tails.
 
     Mean and standard deviation, but quantiles where these are those of a few rows; a column of the
     context is then compressed.
 
-    :param known: the moments of all rows by name, where the table holds some alone.
+    :param cells: columns of integers.
+    :param known: the moments of all rows, where the table holds some alone.
     """
-
-    def moments_of(name: str, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if known is not None:
-            return known[name].numbers(name)
-        return moments(name, value, table.weights)
-
-    loc, scale = moments_of("x", table.x)
-    skewed, median, width = heavy(table.x, table.weights)
+    transform = parts.core.transform
+    moments = Moments(transform).add(table) if known is None else known
+    kinds = np.broadcast_to(cells, table.x.shape[1:])[(0,) * transform.repeated_axes]
+    found = moments.x.numbers("x", kinds), heavy(*by_kind(table, transform))
+    (loc, scale), (skewed, median, width) = jax.tree.map(
+        lambda numbers: np.broadcast_to(numbers, table.x.shape[1:]).copy(), found
+    )
     notes = []
+    # Integers and the circle have their own units and no place to start from.
+    own = cells
     if table.x.ndim == 2 and parts.support:
-        # The circle has its own units and no place to start from.
-        circular = np.array(angles(parts.support[-1].codomain, table.x.shape[1]))
-        loc, scale = np.where(circular, 0, loc), np.where(circular, 1, scale)
-        skewed &= ~circular
+        own = cells | np.array(angles(parts.support[-1].codomain, table.x.shape[1]))
+    loc, scale = np.where(own, loc.dtype.type(0), loc), np.where(own, scale.dtype.type(1), scale)
+    skewed &= ~own
     if skewed.any():
         loc, scale = (
             np.where(skewed, robust, usual).astype(usual.dtype)
@@ -287,7 +318,7 @@ def numbers_of(
     if embedded or table.context is None:
         return Numbers(loc, scale), notes
     context = table.context
-    usual = moments_of("context", context)  # raises for constant columns
+    usual = moments.context.numbers("context")  # raises for constant columns
     skewed, median, width = heavy(context, table.weights)
     if not skewed.any():
         return Numbers(loc, scale, usual), notes
@@ -303,7 +334,8 @@ def numbers_of(
         "hyperbolic sine, which is like the logarithm."
     )
     seen = compress(context, centre, width)
-    return Numbers(loc, scale, (*moments("context", seen, table.weights), centre, width)), notes
+    usual = Running().add(seen, table.weights).numbers("context")
+    return Numbers(loc, scale, (*usual, centre, width)), notes
 
 
 def compress(context: np.ndarray, centre: np.ndarray, width: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from ..dequantization import Dequantized
 from .batches import Batches
 from .columns import LOOK_AT, without_bound
 from .data import Table, check_data, check_levels, in_precision
-from .standardize import Numbers, Running, numbers_of, unconstrain, whiten
-from .tasks import Settings, Task, is_embedded, parts_of
+from .standardize import Moments, Numbers, is_discrete, numbers_of, unconstrain, whiten
+from .tasks import Settings, Task, is_embedded, parts_of, parts_of_levels, standardized, with_noise
 
 #: Steps of one compiled call, and batches that rows are shuffled among.
 PIECE: Final = 64
@@ -240,22 +240,29 @@ def _in_steps(rows: dict[str, Any], some: slice, size: int) -> tuple[dict[str, A
 
 
 class _Sums:
-    """What a pass over some batches tells of them: rows, weights, constants, and a few rows."""
+    """What a pass over some batches tells of them: rows, weights, constants, and a few rows.
 
-    def __init__(self, reader: _Reader):
+    :param moments: what their rows are added to.
+    :param view: of a batch with this number, the rows that are standardised.
+    """
+
+    def __init__(
+        self,
+        reader: _Reader,
+        moments: Moments | None = None,
+        view: Callable[[int, Table], Table] = lambda _, table: table,
+    ):
         num = len(reader)
         self.rows, self.weights, self.constants = (np.zeros(num) for _ in range(3))
-        self.moments: dict[str, Running] = {"x": Running(), "context": Running()}
         self._samples: list[Rows] = []
         share = -(-LOOK_AT // num)
         for i, rows in ahead(reader.read()):
-            table = rows.table
-            weights, n = table.weights, len(rows.x)
+            rows = rows._replace(table=view(i, rows.table))
+            weights, n = rows.table.weights, len(rows.x)
             self.rows[i], self.weights[i] = n, weights.sum(dtype=float)
             self.constants[i] = (weights * rows.log_det).sum(dtype=float)
-            self.moments["x"].add(table.x, weights)
-            if isinstance(table.context, np.ndarray):
-                self.moments["context"].add(table.context, weights)
+            if moments is not None:
+                moments.add(rows.table)
             self._samples.append(jax.tree.map(lambda a, n=n: a[:: -(-n // share)], rows))
         if self.rows.sum() < 2:
             raise ValueError(
@@ -271,18 +278,27 @@ def task_of_batches(flow: Any, batches: Any, val_batches: Any, settings: Setting
 
     :raises ValueError: for rows that cannot be fitted, named by batch and row.
     """
-    discrete = isinstance(flow, Dequantized)
-    parts: Any = None if discrete else parts_of(flow, settings.standardize)
+    quantized = isinstance(flow, Dequantized)
+    parts: Any = (parts_of_levels if quantized else parts_of)(flow, settings.standardize)
+    moments = None
+    if settings.standardize and parts is not None:
+        moments = Moments(parts.core.transform)
     reader = _Reader("x", batches, flow, parts)
-    sums = _Sums(reader)
-    sample, notes = sums.sample(), list[str]()
     numbers: Numbers | None = None
-    if not discrete:
-        embedded, numbers = is_embedded(flow), parts.numbers
-        if settings.standardize:
-            numbers, notes = numbers_of(sample.table, parts, embedded, sums.moments)
+    notes: list[str] = []
+    if quantized and moments is not None:
+        sums = _Sums(reader, moments, lambda i, table: with_noise(flow, parts, table, i))
+        model, notes = standardized(flow, parts, sums.sample().table, moments)
+    elif quantized:
+        sums, model = _Sums(reader), flow
+    else:
+        sums, model = _Sums(reader, moments), parts.core
+        sample, embedded, cells = sums.sample(), is_embedded(flow), is_discrete(flow)
+        numbers = parts.numbers
+        if moments is not None:
+            numbers, notes = numbers_of(sample.table, parts, embedded, cells, moments)
         seen = sample.table if numbers is None else whiten(sample.table, numbers, embedded)[0]
-        notes = notes + without_bound(sample.x, seen, embedded)
+        notes = notes + without_bound(sample.x, seen, embedded, cells)
     unit = sums.weights.sum() / sums.rows.sum()
 
     def prepare(rows: Rows) -> tuple[dict[str, Any], np.ndarray]:
@@ -323,12 +339,9 @@ def task_of_batches(flow: Any, batches: Any, val_batches: Any, settings: Setting
     source = Stream(reader, trained, scored, prepare, constants, num_rows, settings)
     identity = (numbers, sums.rows, sums.weights, sums.constants)
     holds_out = bool(num_val) or val_batches is not None
-    if discrete:
-        return Task(
-            flow, flow.flow.transform, lambda trained: trained, source, holds_out, identity, notes
-        )
 
     def finish(trained: Any) -> Any:
-        return parts.put_together(trained, numbers)
+        return trained if quantized else parts.put_together(trained, numbers)
 
-    return Task(parts.core, parts.core.transform, finish, source, holds_out, identity, notes)
+    core = model.flow if isinstance(model, Dequantized) else model
+    return Task(model, core.transform, finish, source, holds_out, identity, notes)

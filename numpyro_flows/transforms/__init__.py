@@ -5,7 +5,8 @@ composition    :class:`Chain`, :class:`Scan`, :class:`Stacked`, :class:`MultiSca
                :class:`Inverse`
 contexts       :class:`Conditioned`, :class:`Embedded`
 structures     :class:`Coupling`, :class:`MaskedAutoregressive`, :class:`Elementwise`, each with
-               any map of ``numpyro_flows.elementwise``
+               any map of ``numpyro_flows.elementwise``; :class:`Mixed`, of integers and others
+sequences      :class:`Markov`, any conditional transform repeated along time
 residual       :class:`Planar`, :class:`Sylvester`, :class:`Radial`, :class:`BlockAutoregressive`
 continuous     :class:`Continuous`
 linear         :class:`Permutation`, :class:`DiagonalScale`, :class:`TriangularAffine`,
@@ -44,6 +45,8 @@ from .linear import LULinear as LULinear
 from .linear import Orthogonal as Orthogonal
 from .linear import Permutation as Permutation
 from .linear import TriangularAffine as TriangularAffine
+from .markov import Markov as Markov
+from .mixed import Mixed as Mixed
 from .multiscale import MultiScale as MultiScale
 from .normalization import ActNorm as ActNorm
 from .planar import Planar as Planar

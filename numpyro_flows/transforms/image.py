@@ -1,5 +1,6 @@
 """Layers of images: squeeze, a transform of the channels at every pixel, convolutional coupling."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
@@ -7,52 +8,64 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ..checks import check_size
+from ..checks import check_image_shape, check_size
 from ..convnet import ConvNet
 from ..elementwise import ElementwiseMap
 from ..transform import FlowTransform, ImageTransform
 
 
 class Squeeze(ImageTransform):
-    r"""Squares of 2 x 2 pixels to channels: (H, W, C) to (H / 2, W / 2, 4 C), log-determinant 0.
+    r"""Blocks of a x b pixels to channels: (H, W, C) to (H / a, W / b, a b C), log-determinant 0.
 
-    Channel :math:`c + C (2 j + i)` of the result is channel c of the pixel in row i and column j of
-    each square: the first half of the channels are its left pixels.
+    Channel :math:`c + C (a j + i)` of the result is channel c of the pixel in row i and column j of
+    each block: of squares, the first half of the channels are their left pixels.
 
     Source: Dinh, Sohl-Dickstein & Bengio (2017), arXiv:1605.08803, section 3.6.
 
-    :param shape: (H, W, C) with even H and W; x has shape ``(*batch, H, W, C)``, y
-        ``(*batch, H / 2, W / 2, 4 C)``.
-    :raises ValueError: for an odd height or width, or a shape that is not one of images.
+    :param shape: (H, W, C); x has shape ``(*batch, H, W, C)``, y ``(*batch, H / a, W / b, a b C)``.
+    :param factor: (a, b), rows and columns of a block; (k, 1) for signals, images of one column.
+    :raises ValueError: for a height or width that the factor does not divide, a factor that is not
+        of two numbers from 1 on, or a shape that is not one of images.
+    :raises TypeError: for sizes that are no integers.
 
     >>> import jax.numpy as jnp
     >>> Squeeze((28, 28, 1))(jnp.ones((5, 28, 28, 1))).shape
     (5, 14, 14, 4)
     """
 
-    def __init__(self, shape: Sequence[int]):
+    factor: tuple[int, int] = eqx.field(static=True)
+
+    def __init__(self, shape: Sequence[int], factor: Sequence[int] = (2, 2)):
         self._set_shape(shape)
         height, width, _ = self.shape
-        if height % 2 or width % 2:
+        if len(factor) != 2:
+            raise ValueError(f"factor: expected rows and columns of a block, got {factor}.")
+        a, b = self.factor = (check_size("factor", factor[0]), check_size("factor", factor[1]))
+        if height % a or width % b:
             raise ValueError(
-                f"Squeeze: expected an even height and width, got {height} x {width}. Pad or crop "
-                "the images."
+                f"Squeeze: expected a height and width divisible by {a} and {b}, got {height} x "
+                f"{width}. Pad or crop the images."
             )
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        height, width, channels = self.shape
-        return height // 2, width // 2, 4 * channels
+        (height, width, channels), (a, b) = self.shape, self.factor
+        return height // a, width // b, a * b * channels
 
     def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        height, width, channels = self.shape
-        y = x.reshape(channels, width // 2, 2, height // 2, 2, -1).transpose(2, 4, 0, 1, 3, 5)
-        return y.reshape(4 * channels, width // 2, height // 2, -1), jnp.zeros(x.shape[-1], x.dtype)
+        return _squeezed(x, self.factor), jnp.zeros(x.shape[-1], x.dtype)
 
     def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        height, width, channels = self.shape
-        x = y.reshape(2, 2, channels, width // 2, height // 2, -1).transpose(2, 3, 0, 4, 1, 5)
+        (height, width, channels), (a, b) = self.shape, self.factor
+        x = y.reshape(b, a, channels, width // b, height // a, -1).transpose(2, 3, 0, 4, 1, 5)
         return x.reshape(channels, width, height, -1), jnp.zeros(y.shape[-1], y.dtype)
+
+
+def _squeezed(x: Array, factor: tuple[int, int]) -> Array:
+    """Blocks of pixels to channels, of images as columns."""
+    (channels, width, height), (a, b) = x.shape[:3], factor
+    y = x.reshape(channels, width // b, b, height // a, a, -1).transpose(2, 4, 0, 1, 3, 5)
+    return y.reshape(a * b * channels, width // b, height // a, -1)
 
 
 class Pixelwise(ImageTransform):
@@ -130,11 +143,13 @@ class ConvCoupling(ImageTransform):
     :param parity: 0 or 1: which pixels of a checkerboard pass.
     :param hidden: channels of the network's hidden layers.
     :param context_dim: width of the context, 0 for none.
-    :param context_channels: channels of a context that is an image of H by W pixels, 0 for none; as
-        any context it arrives as a vector, of ``H * W * context_channels`` numbers.
+    :param context_shape: of a context that is an image, (a H, b W, channels) with integers a and b,
+        or None. As any context it arrives as a vector, of all its numbers row by row; blocks of
+        a x b pixels become channels, so that the network sees of each pixel what lies there.
     :param position: number of cosines by which the network knows where a pixel is; see ``ConvNet``.
     :param activation: name of the network's activation.
-    :raises ValueError: for sizes below 1, an unknown mask or activation, or both kinds of context.
+    :raises ValueError: for sizes below 1, an unknown mask or activation, both kinds of context, or
+        a context image of a size that is no multiple.
     :raises TypeError: for a key that is not one, or sizes that are no integers.
 
     >>> import jax, jax.numpy as jnp
@@ -149,7 +164,7 @@ class ConvCoupling(ImageTransform):
     conditioner: ConvNet
     mask: str = eqx.field(static=True)
     parity: int = eqx.field(static=True)
-    context_channels: int = eqx.field(static=True)
+    context_shape: tuple[int, int, int] | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -161,7 +176,7 @@ class ConvCoupling(ImageTransform):
         parity: int = 0,
         hidden: Sequence[int] = (128, 128),
         context_dim: int = 0,
-        context_channels: int = 0,
+        context_shape: Sequence[int] | None = None,
         position: int = 0,
         activation: str = "relu",
     ):
@@ -169,18 +184,24 @@ class ConvCoupling(ImageTransform):
             raise ValueError(f"mask: expected 'channel' or 'checkerboard', got {mask!r}.")
         if parity not in (0, 1):
             raise ValueError(f"parity: expected 0 or 1, got {parity!r}.")
-        check_size("context_channels", context_channels, minimum=0)
-        if context_dim and context_channels:
+        if context_dim and context_shape is not None:
             raise ValueError(
                 "ConvCoupling: expected a context that is a vector (`context_dim`) or an image "
-                "(`context_channels`), got both."
+                "(`context_shape`), got both."
             )
         self._set_shape(shape, context_dim)
         height, width, channels = self.shape
-        if context_channels:
-            self.context_size = height * width * context_channels
-        self.map = map
-        self.mask, self.parity, self.context_channels = mask, parity, context_channels
+        self.context_shape, context_channels = None, 0
+        if context_shape is not None:
+            self.context_shape = check_image_shape(context_shape)
+            if self.context_shape[0] % height or self.context_shape[1] % width:
+                raise ValueError(
+                    f"context_shape: expected multiples of the image's {height} x {width} pixels, "
+                    f"got {self.context_shape}."
+                )
+            self.context_size = math.prod(self.context_shape)
+            context_channels = self.context_size // (height * width)
+        self.map, self.mask, self.parity = map, mask, parity
         passing = channels // 2 if mask == "channel" else channels
         moving = channels - passing if mask == "channel" else channels
         self.conditioner = ConvNet(
@@ -197,8 +218,11 @@ class ConvCoupling(ImageTransform):
         return type(self.map).__name__
 
     def _params(self, passing: Array, shape: tuple[int, ...], context: Array | None) -> Array:
-        if self.context_channels and context is not None:
-            image = context.reshape(self.context_channels, *passing.shape[1:3], -1)
+        if self.context_shape is not None and context is not None:
+            height, width, _ = self.shape
+            factor = self.context_shape[0] // height, self.context_shape[1] // width
+            image = context.reshape(*self.context_shape, -1).transpose(2, 1, 0, 3)
+            image = _squeezed(image, factor)
             image = jnp.broadcast_to(image, image.shape[:3] + passing.shape[3:])
             passing, context = jnp.concatenate([passing, image]), None
         return self.conditioner(passing, context).reshape(self.map.num_params, *shape)
