@@ -96,6 +96,32 @@ def test_augmented(tmp_path):
 
 
 @pytest.mark.slow
+def test_molecules(tmp_path):
+    picture = tmp_path / "molecules.png"
+    quick = ("--epochs", "1", "--hidden", "32", "--num-samples", "1000", "--picture", str(picture))
+    text = printed("molecules", *quick)
+    found = re.search(r"held out at random ([\d.]+)", text)
+    if found is None:
+        assert "No QM9 graphs found" in text
+        pytest.skip("the graphs of QM9 are not here: set NUMPYRO_FLOWS_DATA")
+    assert float(found[1]) < 30  # 64.4 of the new flow
+    valid = re.search(r"valid ([\d.]+)%", text)
+    assert valid or "No RDKit" in text
+    assert not valid or picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_mixed_table():
+    text = printed("mixed_table", "--folds", "2")
+    if "No German credit data found" in text:
+        pytest.skip("the data is not here: set NUMPYRO_FLOWS_DATA")
+    independent, _, flow = map(float, re.findall(r"log likelihood +(-[\d.]+)", text))
+    assert flow > independent + 0.5
+    assert float(re.search(r"conditional of the flow +area .* ([\d.]+)", text)[1]) > 0.7
+    assert "keep the levels of all discrete columns: True" in text
+
+
+@pytest.mark.slow
 def test_mclmc():
     pytest.importorskip("blackjax", reason="a sampler of BlackJAX: the extra `samplers`")
     text = printed("mclmc")

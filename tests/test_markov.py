@@ -84,6 +84,7 @@ def test_forecasts_are_those_of_an_ar1():
         assert abs(lag - SLOPE * sd[2] / sd[3]) < 0.05
 
 
+@pytest.mark.slow
 def test_draws_follow_the_density():
     """KS of the second frame given the first, whose distribution function comes by quadrature."""
     network = nf.nn.Embedding(jax.random.key(1), jnp.zeros((1, 1)), 3, hidden=(8,))

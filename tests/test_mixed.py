@@ -37,7 +37,9 @@ def cells(*support):
     return np.array(list(itertools.product(*ranges)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"], indirect=True)
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)], indirect=True
+)
 def test_masses_of_all_cells_are_one_and_those_of_draws(dtype):
     flow = flow_on(*DISCRETE, context_dim=1).condition(jnp.array([0.4], dtype))
     table = cells(*DISCRETE)
@@ -118,6 +120,7 @@ def test_fit_finds_the_joint_distribution(tmp_path, recwarn):
     assert_same(nf.load(tmp_path / "mixed"), fitted.flow)
 
 
+@pytest.mark.slow
 def test_integers_are_fitted_as_they_are():
     x = cells(*DISCRETE).astype(np.int8)[[0, 0, 0, 5, 23]].repeat(200, 0)
     flow = new(nf.nsf_ar, 3, support=DISCRETE, **SMALL)
