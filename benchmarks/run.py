@@ -47,6 +47,7 @@ JOBS = (
     Job("densities", "density.py power"),
     Job("posteriors", "posteriors.py --guides all"),
     Job("posteriors", "potentials.py"),
+    Job("posteriors", "hierarchies.py --samplers"),
     Job("hmc", "mcmc.py --samplers ours nuts blackjax-lowrank nutpie-lowrank"),
     Job("hmc", "mcmc.py funnel_101 --samplers ours nuts nutpie"),
     Job("hmc", "mcmc.py two_modes --samplers jumps ours"),
