@@ -32,6 +32,7 @@ from .infer import (
     NeuTraReparam,
     augmented_model,
     fit_guide,
+    fit_guides,
     fit_pymc,
     flow_module,
     importance_log_weights,
@@ -66,7 +67,7 @@ from .recipes import (
     residual_flow,
     sylvester,
 )
-from .training import FlowMatching, fit
+from .training import FlowMatching, fit, fit_many
 from .transform import FlowTransform
 
 __version__ = "0.1.0"
@@ -102,6 +103,7 @@ __all__ = [
     "combine",
     # training on data
     "fit",
+    "fit_many",
     "FlowMatching",
     # discrete data
     "dequantize",
@@ -117,6 +119,7 @@ __all__ = [
     "augmented_model",
     "STL_ELBO",
     "fit_guide",
+    "fit_guides",
     "importance_log_weights",
     "importance_resample",
     "log_evidence",

@@ -55,7 +55,9 @@ SIBLINGS = {
     "recipes": ("coupling",),
     # Data are checked and standardised, then an objective is followed by the one loop.
     "training": (
+        "fit",
         "epochs",
+        "ensemble",
         "stream",
         "tasks",
         "standardize",

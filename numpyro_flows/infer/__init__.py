@@ -3,7 +3,7 @@
 from .elbo import STL_ELBO
 from .evidence import Evidence, log_evidence
 from .export import to_arviz
-from .fit import GuideFit, fit_guide
+from .fit import GuideFit, fit_guide, fit_guides
 from .guide_flow import model_informed
 from .guides import AmortizedFlow, AutoFlow, augmented_model
 from .importance import importance_log_weights, importance_resample
@@ -25,6 +25,7 @@ __all__ = [
     "NeuTraReparam",
     "augmented_model",
     "fit_guide",
+    "fit_guides",
     "fit_pymc",
     "flow_module",
     "importance_log_weights",

@@ -1,18 +1,25 @@
 """``fit_guide``: train a guide with defaults that need no tuning, and judge the result."""
 
+import copy
 import dataclasses
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from jax import Array
 from jax.sharding import Mesh
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.elbo import ELBO
+from tqdm.auto import tqdm
 
 from ..checks import check_key, check_size
 from ..compilation import split
+from ..training.checkpoint import Checkpoint
 from ..training.mesh import Split, automatic, split_over
 from ..training.processes import is_first
+from .arguments import split_arguments
 from .density import check_summable, hidden_sites, own_params
 from .export import to_arviz
 from .guides import AutoFlow
@@ -153,6 +160,7 @@ def fit_guide(
     num_draws: int = 10_000,
     mesh: Mesh | None = None,
     progress_bar: bool = True,
+    checkpoint: str | os.PathLike | None = None,
     **kwargs: Any,
 ) -> GuideFit:
     r"""Train a guide and say whether to trust it.
@@ -189,6 +197,9 @@ def fit_guide(
         split over devices stay where they are: then each device computes all particles for the
         rows that it has.
     :param progress_bar: whether to show one.
+    :param checkpoint: file that is rewritten after every 100 steps. If it is there, training goes
+        on from it, with the result the uninterrupted call would have had. The model's code is not
+        compared, only its arguments, the guide's parameters at the start and the settings.
     :raises TypeError: for a guide that is no ``AutoGuide``, an objective that is no ELBO, or a key
         that is not one.
     :raises ValueError: if both an objective and a number of particles are given, for numbers that
@@ -230,6 +241,16 @@ def fit_guide(
     over = None if mesh is None else split_over(mesh, "num_particles", num_particles)
     train_key, judge_key, *_ = split(key, 4)
     trainer = _trainer(train_key, guide, args, kwargs, elbo, num_particles, init_params or {}, over)
+
+    def store(begun: Any) -> Checkpoint:
+        known = [num_steps, learning_rate, annealing_steps, target_ess, trainer.num_particles, elbo]
+        arrays, static = split_arguments(args, kwargs)
+        # NumPyro orders what is in a distribution anew in each process.
+        words = sorted(re.findall(r"\w+", f"{static.leaves} {jax.tree.structure(begun)}"))
+        pieces = begun, arrays
+        path: Any = checkpoint
+        return Checkpoint(path, [*known, words], key, pieces, shared=over is not None)
+
     try:
         trained = train(
             trainer,
@@ -239,12 +260,59 @@ def fit_guide(
             annealing_steps=annealing_steps,
             target_ess=target_ess,
             num_draws=num_draws,
-            progress_bar=progress_bar and is_first(),
+            progress_bar=progress_bar and (over is None or is_first()),
+            store=None if checkpoint is None else store,
         )
     except NeverFinite as error:
         found = blame(judge_key, guide, error.params, args, kwargs)
         raise NeverFinite(error.params, found) from error
     return GuideFit(**vars(trained), guide=guide, args=args, kwargs=kwargs)
+
+
+def fit_guides(
+    key: Array,
+    guide: AutoGuide,
+    list_of_args: Sequence[tuple],
+    *,
+    progress_bar: bool = True,
+    **settings: Any,
+) -> list[GuideFit]:
+    """Fit copies of a guide, one for each of many data sets.
+
+    Fit i is ``nf.fit_guide(jax.random.fold_in(key, i), guide, *list_of_args[i])``. Data of the same
+    shapes share all programs, so that the first fit alone compiles.
+
+    :param key: ``jax.random.key``.
+    :param guide: a guide that is not set up; it stays so.
+    :param list_of_args: for each data set a tuple of the model's arguments.
+    :param progress_bar: whether to show one, of the data sets.
+    :param settings: as for ``nf.fit_guide``, keyword arguments of the model included.
+    :raises TypeError: for arguments that are no tuples; as :func:`fit_guide`.
+    :raises ValueError: as :func:`fit_guide`.
+
+    >>> import jax, numpyro, numpyro.distributions as dist, numpyro_flows as nf
+    >>> def model(y):
+    ...     x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    ...     numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+    >>> fits = nf.fit_guides(jax.random.key(0), nf.AutoFlow(model), [(1.0,), (2.0,)],
+    ...                      progress_bar=False)
+    >>> [fitted.trusted for fitted in fits]
+    [True, True]
+    """
+    check_key(key)
+    for args in list_of_args:
+        if not isinstance(args, tuple):
+            raise TypeError(
+                f"list_of_args: expected a tuple of arguments for each data set, got a "
+                f"{type(args).__name__}. One array y is the tuple `(y,)`."
+            )
+    bar = tqdm(list_of_args, disable=not progress_bar, desc="fit_guides")
+    return [
+        fit_guide(
+            jax.random.fold_in(key, i), copy.copy(guide), *args, progress_bar=False, **settings
+        )
+        for i, args in enumerate(bar)
+    ]
 
 
 def _trainer(

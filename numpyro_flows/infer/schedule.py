@@ -1,6 +1,6 @@
 """The schedule of a guide's training: learning rates, and when to stop."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -49,6 +49,14 @@ class Schedule:
         #: Whether the fall may be counted on; no more once it gave less than that.
         self._hopes = True
         self._is_last = False
+
+    def to_restore(self) -> dict[str, Any]:
+        """What :meth:`restore` needs beside the losses, as JSON can hold it."""
+        return {name: value for name, value in vars(self).items() if name != "losses"}
+
+    def restore(self, record: dict[str, Any], losses: np.ndarray) -> None:
+        """Go on where another schedule of the same call was."""
+        vars(self).update(record, losses=losses)
 
     def rates(self, num: int) -> np.ndarray:
         steps = np.arange(self.step, self.step + num)

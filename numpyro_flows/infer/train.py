@@ -1,6 +1,7 @@
 """The training loop of a guide, and the importance weights that judge the result."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -8,6 +9,7 @@ from jax import Array
 from tqdm.auto import trange
 
 from ..diagnostics import NEARLY_EQUAL, Shifts, importance_ess, moment_shifts, psis
+from ..training.checkpoint import Checkpoint
 from .schedule import CHUNK, Schedule
 from .trainers import Trainer
 
@@ -89,10 +91,12 @@ def train(
     progress_bar: bool,
     learning_rate: float = 3e-3,
     annealing_steps: int = 0,
+    store: Callable[[Any], Checkpoint] | None = None,
 ) -> Trained:
     """Train until the loss ceases to fall, and judge the result; see ``nf.fit_guide``.
 
     :param key: of the draws that judge.
+    :param store: makes the checkpoint, of which it is told what the training begins with.
     :raises NeverFinite: if no step had a finite loss.
     """
 
@@ -120,22 +124,48 @@ def train(
     schedule = Schedule(num_steps, trainer.num_particles, annealing_steps, target_ess)
     losses: list[np.ndarray] = []
     best_loss, best, best_step = np.inf, trainer.params(), 0
-    with trange(num_steps, disable=not progress_bar) as bar:
+    file, num_chunks = None, 0
+    if store is not None:
+        begun = trainer.state(), best, np.zeros(0)
+        file = store(begun)
+        if (restored := file.load(begun)) is not None:
+            (state, best, made), record = restored
+            trainer.restore(state, record["num_chunks"])
+            losses = [np.asarray(made)]
+            best_loss, best_step = record["best_loss"], record["best_step"]
+            schedule.restore(record["schedule"], np.asarray(made, float))
+            num_chunks = record["num_chunks"]
+    with trange(num_steps, initial=schedule.step, disable=not progress_bar) as bar:
         while True:
-            rates = learning_rate * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
-            chunk = trainer.run(rates, schedule.temper(len(rates)) if annealing_steps else None)
-            losses.append(chunk)
-            finite = chunk[np.isfinite(chunk)]
-            annealed = schedule.step < annealing_steps  # its losses are those of another target
-            is_best = not annealed and len(finite) > len(chunk) / 2 and finite.mean() < best_loss
-            schedule.advance(chunk)
-            if is_best:
-                best_loss, best, best_step = finite.mean(), trainer.params(), schedule.step
-            bar.total = schedule.stop
-            bar.update(len(chunk))
-            if len(finite):
-                bar.set_postfix_str(f"loss {finite.mean():.4g}", refresh=False)
             if schedule.step < schedule.stop:
+                rates = learning_rate * schedule.rates(min(CHUNK, schedule.stop - schedule.step))
+                tempers = schedule.temper(len(rates)) if annealing_steps else None
+                chunk = trainer.run(rates, tempers)
+                num_chunks += 1
+                losses.append(chunk)
+                finite = chunk[np.isfinite(chunk)]
+                # The losses of annealing are those of another target.
+                annealed = schedule.step < annealing_steps
+                enough = not annealed and len(finite) > len(chunk) / 2
+                is_best = enough and finite.mean() < best_loss
+                schedule.advance(chunk)
+                if is_best:
+                    best_loss, best = float(finite.mean()), trainer.params()
+                    best_step = schedule.step
+                bar.total = schedule.stop
+                bar.update(len(chunk))
+                if len(finite):
+                    bar.set_postfix_str(f"loss {finite.mean():.4g}", refresh=False)
+                if file is not None:
+                    file.save(
+                        (trainer.state(), best, np.concatenate(losses)),
+                        {
+                            "num_chunks": num_chunks,
+                            "best_loss": best_loss,
+                            "best_step": best_step,
+                            "schedule": schedule.to_restore(),
+                        },
+                    )
                 continue
 
             all_losses = np.concatenate(losses)

@@ -72,6 +72,12 @@ class Trainer(Protocol):
     def weigh(self, key: Array, params: dict[str, Any], num_draws: int) -> Weighed:
         """Draws of the latent sites, and their log importance weights."""
 
+    def state(self) -> Any:
+        """All that a chunk of steps changes, as a pytree."""
+
+    def restore(self, state: Any, num_chunks: int) -> None:
+        """Go on from such a state, after so many chunks."""
+
 
 def _negative_elbo(params: Any, objective: LatentELBO, temper: Array, key: Array) -> Array:
     return objective(params, temper, key)
@@ -127,10 +133,7 @@ class LatentTrainer:
 
     def run(self, rates: np.ndarray, tempers: np.ndarray | None) -> np.ndarray:
         optimizer = adam(CLIP)
-        if not self._num_chunks:
-            self._state = start(self._state.params, optimizer=optimizer)
-            if self._over is not None:
-                self._key, self._state = self._over.replicated((self._key, self._state))
+        self._begin()
         tempers = np.ones_like(rates) if tempers is None else tempers
         run = run_few_steps if self._num_chunks < FEW else run_steps
         self._state, losses = run(
@@ -145,6 +148,23 @@ class LatentTrainer:
         )
         self._num_chunks += 1
         return np.asarray(losses)
+
+    def _begin(self) -> None:
+        """The optimiser's state before the first step."""
+        if self._state.opt_state is not None:
+            return
+        self._state = start(self._state.params, optimizer=adam(CLIP))
+        if self._over is not None:
+            self._key, self._state = self._over.replicated((self._key, self._state))
+
+    def state(self) -> Any:
+        self._begin()
+        return self._state
+
+    def restore(self, state: Any, num_chunks: int) -> None:
+        self._begin()
+        self._state = state if self._over is None else self._over.replicated(state)
+        self._num_chunks = num_chunks
 
     @functools.cached_property
     def _judge(self) -> tuple[LogDensity, bool]:
@@ -229,6 +249,12 @@ class SVITrainer:
 
     def params(self) -> dict[str, Any]:
         return self._svi.get_params(self._state)
+
+    def state(self) -> Any:
+        return self._state
+
+    def restore(self, state: Any, num_chunks: int) -> None:
+        self._state = state
 
     def run(self, rates: np.ndarray, tempers: np.ndarray | None) -> np.ndarray:
         controls = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), (rates, tempers))

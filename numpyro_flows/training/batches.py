@@ -142,6 +142,22 @@ class Arrays:
         return jax.tree.map(lambda array: array[index], data), is_row
 
 
+class SharedArrays(Arrays):
+    """The same for one of several fits that share rows on the device: batches are indices of all.
+
+    Neither ``train`` nor ``monitored`` is there: the caller has the rows.
+    """
+
+    def _place(self, data: dict[str, Any], train: np.ndarray, monitored: np.ndarray) -> None:
+        self._train = train
+        index, is_row = self._in_batches(np.arange(len(monitored)), for_training=False)
+        self._monitored = monitored[index], is_row
+
+    def epoch(self, number: int) -> Iterator[Batches]:
+        index, is_row = self._in_batches(self._pass(number))
+        yield self._epoch(index, is_row, (self._train[index], is_row))
+
+
 class SplitArrays(Arrays):
     """The same rows in the same batches, of which each device of a mesh gets its own share.
 

@@ -26,10 +26,21 @@ class Checkpoint:
     :param settings: what the result depends on beside numbers; their ``repr`` is compared.
     :param key: the call's random key.
     :param pieces: pytree of the numbers that the result depends on: initial parameters, data.
+    :param shared: whether all processes of the program make one call together: then the first
+        writes and reads for all.
     :raises ValueError: if its folder does not exist.
     """
 
-    def __init__(self, path: str | os.PathLike, settings: list[Any], key: Array, pieces: Any):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        settings: list[Any],
+        key: Array,
+        pieces: Any,
+        *,
+        shared: bool = False,
+    ):
+        self._shared = shared
         self.path = Path(path).resolve()
         if not self.path.parent.is_dir():
             raise ValueError(f"checkpoint: there is no folder {self.path.parent}; create it first.")
@@ -43,6 +54,8 @@ class Checkpoint:
 
     def save(self, trees: Any, record: dict[str, Any]) -> None:
         """Write the arrays of a pytree, and what JSON can hold."""
+        if self._shared and not is_first():
+            return
         arrays: dict[str, Any] = {name: to_numpy(leaf) for name, leaf in _by_name(trees)}
         arrays["meta"] = np.array(json.dumps({"fingerprint": self.fingerprint, **record}))
         with written_whole(self.path) as temporary, open(temporary, "xb") as file:
@@ -53,11 +66,7 @@ class Checkpoint:
 
         :raises ValueError: for a damaged or foreign file, or one of another call.
         """
-        exists = is_first() and self.path.exists()
-        # A folder in its place is damaged too, and so is a file of no bytes.
-        content = shared(
-            b"1" + (self.path.read_bytes() if self.path.is_file() else b"") if exists else b""
-        )
+        content = self._content()
         if not content:
             return None
         leaves, structure = jax.tree.flatten(trees)
@@ -77,6 +86,13 @@ class Checkpoint:
                 "flow. Delete it, or repeat the call that wrote it."
             )
         return jax.tree.unflatten(structure, map(_to_jax, arrays, leaves)), record
+
+    def _content(self) -> bytes:
+        """A byte and the file's own; nothing if there is no file."""
+        content = b""
+        if self.path.exists():  # a folder in its place is no whole file
+            content = b"1" + (self.path.read_bytes() if self.path.is_file() else b"")
+        return shared(content) if self._shared else content
 
 
 def to_numpy(leaf: Any) -> np.ndarray:

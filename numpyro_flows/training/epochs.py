@@ -6,9 +6,42 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checks import check_size
 from .batches import Batches, Source
 from .loop import Best, Chunk, State
-from .objectives import BatchLoss, score
+from .objectives import BatchLoss, Objective, score
+
+
+def check_settings(
+    objective: Any,
+    batch_size: int,
+    max_epochs: int,
+    patience: int | None,
+    val_fraction: float,
+    clip_norm: float,
+) -> int:
+    """Check the numbers that a fit takes; the patience, which an objective has a default for.
+
+    :raises TypeError: for an objective that is none, or sizes that are no integers.
+    :raises ValueError: for numbers out of range.
+    """
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective: expected one such as `nf.FlowMatching()`, got {objective!r}. Leave it out "
+            "for maximum likelihood."
+        )
+    patience = objective.patience if patience is None else patience
+    for name, size in (
+        ("batch_size", batch_size),
+        ("max_epochs", max_epochs),
+        ("patience", patience),
+    ):
+        check_size(name, size)
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}.")
+    if not clip_norm > 0:
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
+    return patience
 
 
 class Cosine(NamedTuple):

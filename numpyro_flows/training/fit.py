@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from ..augmented import AugmentedFlow
-from ..checks import check_key, check_size
+from ..checks import check_key
 from ..dequantization import Dequantized
 from ..distribution import FlowDistribution, combine, partition
 from .checkpoint import Checkpoint, to_numpy
-from .epochs import Cosine, Epochs
+from .epochs import Cosine, Epochs, check_settings
 from .loop import State, adam, optimize, start
 from .mesh import split_over
 from .objectives import BatchLoss, Objective, default_objective
@@ -150,22 +150,7 @@ def fit(
     """
     check_key(key)
     objective = objective or default_objective(flow)
-    if not isinstance(objective, Objective):
-        raise TypeError(
-            f"objective: expected one such as `nf.FlowMatching()`, got {objective!r}. Leave it out "
-            "for maximum likelihood."
-        )
-    patience = objective.patience if patience is None else patience
-    for name, size in (
-        ("batch_size", batch_size),
-        ("max_epochs", max_epochs),
-        ("patience", patience),
-    ):
-        check_size(name, size)
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction: expected a number in [0, 1), got {val_fraction}.")
-    if not clip_norm > 0:
-        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm}.")
+    patience = check_settings(objective, batch_size, max_epochs, patience, val_fraction, clip_norm)
     streams = is_batches(x, getattr(flow, "event_shape", ()))
     if streams and not (context is None and weights is None):
         raise ValueError(
@@ -231,7 +216,7 @@ def fit(
             sorted(re.findall(r"\w+", str(jax.tree.structure((task.model, state.opt_state))))),
         ]
         pieces = (*state, rest, *task.numbers)
-        store = Checkpoint(checkpoint, known, key, pieces)
+        store = Checkpoint(checkpoint, known, key, pieces, shared=split is not None)
         restored = store.load((*state, params))
     if restored is not None:
         (*trees, best), record = restored
@@ -243,7 +228,7 @@ def fit(
         plan.best.loss = plan.monitor(state.params)
 
     def save(state: State) -> None:
-        if store is not None and is_first():
+        if store is not None:
             store.save((*state, plan.best.params), plan.to_restore())
 
     optimize(
@@ -254,7 +239,7 @@ def fit(
         (fixed, source.train),
         plan,
         name="fit",
-        progress_bar=progress_bar and is_first(),
+        progress_bar=progress_bar and (split is None or is_first()),
         save=save,
     )
     if plan.num_skipped:

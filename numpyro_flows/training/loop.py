@@ -157,6 +157,30 @@ def run_steps(
 run_few_steps = jit(run_steps.__wrapped__, static_argnames=("loss", "optimizer"), once=True)
 
 
+@jit(static_argnames=("loss", "optimizer"))
+def run_many_steps(
+    keys: Array,
+    states: State,
+    fixed: tuple[Any, Any],
+    rates: ArrayLike,
+    batches: Any,
+    number: ArrayLike,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+) -> tuple[State, Array]:
+    """The same for several members at once: all have a first axis over them, but for the rates and
+    the second part of ``fixed``, which they share. The losses are ``(members, steps)``.
+    """
+
+    def run(key: Array, state: State, own: Any, batches: Any) -> tuple[State, Array]:
+        return run_steps.__wrapped__(
+            key, state, (own, fixed[1]), rates, batches, number, loss=loss, optimizer=optimizer
+        )
+
+    return jax.vmap(run)(keys, states, fixed[0], batches)
+
+
 def optimize(
     key: Array,
     loss: Loss,
@@ -168,6 +192,7 @@ def optimize(
     name: str,
     progress_bar: bool,
     save: Callable[[State], None] | None = None,
+    run: Callable[..., tuple[State, Array]] | None = None,
 ) -> State:
     """Make the steps of a plan.
 
@@ -180,11 +205,15 @@ def optimize(
     :param name: name on the progress bar.
     :param progress_bar: whether to show one.
     :param save: called with the state when the plan has noted progress.
+    :param run: the program, :func:`run_steps` by default, or :func:`run_many_steps` where keys,
+        state and chunks are of several members.
     :return: the last state.
     """
     with tqdm(total=plan.total, initial=plan.done, disable=not progress_bar, desc=name) as bar:
         while (chunk := plan.next()) is not None:
-            state, losses = run_steps(key, state, fixed, *chunk, loss=loss, optimizer=optimizer)
+            state, losses = (run or run_steps)(
+                key, state, fixed, *chunk, loss=loss, optimizer=optimizer
+            )
             before = plan.done
             bar.set_postfix_str(plan.record(state, np.asarray(losses)), refresh=False)
             bar.total = plan.total

@@ -215,3 +215,13 @@ def score(params: Any, fixed: Any, batches: Any, *, loss: BatchLoss) -> Array:
         return total + loss.total(params, fixed, batch, None)[0], None
 
     return jax.lax.scan(step, jnp.zeros(()), batches)[0]
+
+
+@jit(static_argnames="loss")
+def score_many(params: Any, rests: Any, data: Any, batches: Any, *, loss: BatchLoss) -> Array:
+    """The same for members: parameters, fixed parts and batches have a first axis over them."""
+
+    def one(params: Any, rest: Any, batches: Any) -> Array:
+        return score(params, (rest, data), batches, loss=loss)
+
+    return jax.vmap(one)(params, rests, batches)

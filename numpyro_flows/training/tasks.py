@@ -42,6 +42,7 @@ class Settings:
     batch_size: int
     val_fraction: float
     split: Split | None
+    kind: type[Arrays] = Arrays
 
 
 class Task(NamedTuple):
@@ -102,7 +103,7 @@ def task_of_arrays(
     constants = log_det if settings.in_nats else np.zeros(n)
     rows = (data, constants, settings.seed, settings.batch_size, num_val)
     split = settings.split
-    source = Arrays(*rows) if split is None else SplitArrays(split, *rows)
+    source = settings.kind(*rows) if split is None else SplitArrays(split, *rows)
     return Task(model, core, finish, source, num_val > 0, (data, numbers, log_det), notes)
 
 
