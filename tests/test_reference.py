@@ -44,6 +44,7 @@ PUBLIC = public_names()
 
 #: What functions return, and what is implemented or inherited rather than called.
 RESULTS = {
+    "training.Ensemble",
     "training.FitResult",
     "infer.Evidence",
     "infer.FlowNUTSReport",

@@ -19,6 +19,12 @@ class FlowMixture(Distribution):
     A log density takes one pass of each member, and so does a draw, of which one member's is kept.
 
     :param flows: the flows as one, each array with a first axis over the members.
+
+    >>> import jax, numpyro_flows as nf
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> flows = jax.vmap(lambda key: nf.realnvp(key, 2, depth=2))(keys)
+    >>> FlowMixture(flows).event_shape
+    (2,)
     """
 
     pytree_data_fields = ("flows",)

@@ -61,11 +61,22 @@ def fit_many(
 
     :param keys: ``jax.random.key``, shape ``(members,)``.
     :param build: key to flow; the structure must not depend on the key.
-    :param x: as all others, of ``nf.fit``; arrays of n rows.
-    :param context: as of ``nf.fit``.
+    :param x: as for ``nf.fit``, arrays of shape ``(n, *event_shape)``.
+    :param context: as for ``nf.fit``, ``(n, context_dim)``.
     :param executor: any ``concurrent.futures.Executor``: processes, Dask's
         ``client.get_executor()``, Ray's, submitit's. It must be able to pickle ``build`` and the
         settings. A member whose worker died is given to it again.
+    :param objective: what is minimised, and as all that follow but the last as for ``nf.fit``.
+    :param weights: of the rows, ``(n,)``.
+    :param optimizer: any of optax.
+    :param learning_rate: of the default optimiser.
+    :param clip_norm: largest norm of a gradient.
+    :param batch_size: rows per step.
+    :param max_epochs: most passes over the rows.
+    :param patience: epochs without a better validation loss after which a member stops.
+    :param val_fraction: share of the rows that each member holds out.
+    :param standardize: whether data and context are standardised.
+    :param progress_bar: whether to show one.
     :param checkpoint: file that is rewritten after each epoch; with an executor, a folder with one
         file for each member.
     :raises ValueError: as ``nf.fit``; or for flows of different structures.
