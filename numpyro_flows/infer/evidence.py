@@ -16,11 +16,13 @@ from ..compilation import jit, split
 from ..diagnostics import importance_ess, psis_khat
 from ..distribution import FlowDistribution
 from ..transforms import FixedAffine
+from .centring import degrees_of
 from .fisher import affine_of_moments, fit_likelihood
 from .guide_flow import guide_flow
 from .guides import AutoFlow
 from .latent_space import LatentSpace
 from .maps import BATCH, LearnedMap, draw
+from .recentre import rows_from_latent
 from .supports import Winding
 
 #: Fewest draws from which a flow and a bridge are made.
@@ -126,7 +128,7 @@ def log_evidence(
     check_size("num_draws", num_draws, minimum=LEAST)
     key = jax.random.key(0) if key is None else check_key(key)
     up_key, build_key, fit_key, rest_key = split(key, 4)
-    turn_key, draw_key, *_ = split(rest_key, 4)
+    turn_key, draw_key, locate_key, _ = split(rest_key, 4)
     guide = _Guide(model, flow)
     begun = guide.set_up(up_key, args, kwargs)
     sites, chains = _checked(samples, guide.prototype_trace, guide.space)
@@ -147,10 +149,15 @@ def log_evidence(
             f"samples: the draws of site {still[0]!r} do not move. The chain is stuck, or its "
             "values are held fixed: condition the model on them, `numpyro.handlers.condition`."
         )
+    density = begun.density
+    if density.hierarchy.sites:
+        # In the coordinates of the model's hierarchy the flow has less to learn.
+        density = density.centred(degrees_of(guide.locate(locate_key, begun).affine))
+        first, second = (rows_from_latent(density, half) for half in (first, second))
     affine = affine_of_moments(FixedAffine(centre, jnp.ones_like(centre)), first)
     fresh = guide.initial_flow(build_key)
     params = fit_likelihood(fit_key, fresh, guide.rest, affine, first, progress_bar)
-    learned = LearnedMap(begun.density, guide.flow(params, affine), wide)
+    learned = LearnedMap(density, guide.flow(params, affine), wide)
     of_posterior = np.asarray(_log_ratios(learned, second), float)
     if not np.isfinite(of_posterior).all():
         raise ValueError(

@@ -38,7 +38,8 @@ class Recentred(NamedTuple):
 
 
 @jit(once=True)
-def _rows_from_latent(density: LogDensity, x: Array) -> Array:
+def rows_from_latent(density: LogDensity, x: Array) -> Array:
+    """Points of the latent space, ``(n, dim)``, in the coordinates of a density."""
     return jax.vmap(lambda x: density.from_latent(x)[0])(x)
 
 
@@ -83,7 +84,7 @@ def recentre(
     non_centred, of_centred = (
         (jnp.full(dim, x, dtype), jnp.full(dim, x, dtype)) for x in (0.0, 1.0)
     )
-    begin = np.asarray(_rows_from_latent(density.centred(non_centred), np.asarray(starts, dtype)))
+    begin = np.asarray(rows_from_latent(density.centred(non_centred), np.asarray(starts, dtype)))
     found = [(plain, of_centred)]
     if (finite := np.isfinite(begin).all(axis=1)).any():
         found.append((locate(rows_at(non_centred), seed, begin[finite], init_scale), non_centred))
