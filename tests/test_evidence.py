@@ -120,8 +120,8 @@ def test_draws_of_nuts_with_their_chains():
     found = nf.log_evidence(samples, eight_schools, y, sigma, progress_bar=False)
 
     # tau = 5 tan(phi) turns the half-Cauchy prior into a uniform one.
-    phi = (np.arange(4000) + 0.5) / 4000 * np.pi / 2
-    mu = np.linspace(-30, 30, 601)
+    phi = (np.arange(1000) + 0.5) / 1000 * np.pi / 2
+    mu = np.linspace(-30, 30, 301)
     spread = np.hypot(5 * np.tan(phi)[:, None], sigma)
     log_p = scipy.stats.norm(mu[:, None, None], spread).logpdf(y).sum(-1)
     log_p += scipy.stats.norm(0, 5).logpdf(mu)[:, None] + np.log(mu[1] - mu[0])
