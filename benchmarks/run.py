@@ -48,6 +48,7 @@ JOBS = (
     Job("posteriors", "posteriors.py --guides all"),
     Job("posteriors", "potentials.py"),
     Job("posteriors", "hierarchies.py --samplers"),
+    Job("posteriors", "dimensions.py"),
     Job("hmc", "mcmc.py --samplers ours nuts blackjax-lowrank nutpie-lowrank"),
     Job("hmc", "mcmc.py funnel_101 --samplers ours nuts nutpie"),
     Job("hmc", "mcmc.py two_modes --samplers jumps ours"),

@@ -11,7 +11,7 @@ from numpyro.infer import SVI
 
 import numpyro_flows as nf
 from numpyro_flows.infer import preconditioner
-from numpyro_flows.infer.normals import matched
+from numpyro_flows.infer.normals import FULL, matched, matched_low_rank
 from numpyro_flows.infer.preconditioner import HISTORY, Affine, _gaussian, locate
 
 KEY = jax.random.key(0)
@@ -64,7 +64,7 @@ def test_finds_an_ill_conditioned_normal(dim):
     assert abs(found.elbo) < 0.05  # the log evidence is 0
 
 
-@pytest.mark.parametrize("dim", [200, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dim", [FULL + 1, pytest.param(5000, marks=pytest.mark.slow)])
 def test_many_dimensions_of_unlike_scales(dim):
     """Scales from 0.01 to 100, and one direction that an observation holds: diagonal + rank 1."""
     scales = jnp.geomspace(0.01, 100.0, dim)
@@ -168,7 +168,7 @@ def test_the_host_has_the_map_of_the_transform(x64):
 @pytest.mark.parametrize("dim", [4, pytest.param(150, marks=pytest.mark.slow)])
 def test_the_gaussian_fit_has_the_path_gradient(dim, x64, monkeypatch):
     """Against autodiff of the ELBO with the density of q held."""
-    monkeypatch.setattr(preconditioner, "FULL", 10)
+    monkeypatch.setattr(preconditioner, "TRAINED", 10)
     rng = np.random.default_rng(1)
     frame, _ = np.linalg.qr(rng.normal(size=(dim, 2)))
     affine = Affine(
@@ -328,6 +328,43 @@ def test_scores_of_a_normal_give_it_wherever_they_are(num):
     # What is one in the right coordinates; the ridge shows in the narrowest direction.
     whitened = np.linalg.solve(np.linalg.cholesky(covariance), factor)
     np.testing.assert_allclose(np.linalg.svd(whitened)[1], 1.0, atol=0.1)
+
+
+def test_draws_and_scores_give_what_is_of_low_rank():
+    """Scales over six decades, and ten directions 30 times as long or as short as these."""
+    rng, dim = np.random.default_rng(0), 600
+    axes, _ = np.linalg.qr(rng.normal(size=(dim, 10)))
+    lengths, scale = np.repeat([30.0, 1 / 30], 5), np.geomspace(1e-3, 1e3, dim)
+    mean = rng.normal(size=dim)
+    x = rng.normal(size=(400, dim))
+    x += (x @ axes * (lengths - 1)) @ axes.T
+    scores = -(x + (x @ axes * (lengths**-2 - 1)) @ axes.T) / scale
+    found = matched_low_rank(mean + scale * x, scores, 40)
+    np.testing.assert_allclose(found.frame.T @ found.frame, np.eye(40), atol=1e-10)
+    np.testing.assert_allclose((found.mean - mean) / scale, 0.0, atol=0.5)
+    # Undone on the normal's own root, of condition 900, the map leaves what is nearly a rotation.
+    root = (np.eye(dim) + (axes * (lengths - 1)) @ axes.T) * scale
+    whitened = np.linalg.svd(Affine(*found).inverse(found.mean + root))[1]
+    assert whitened.max() < 2.0
+    assert whitened.min() > 0.5
+    # Points that are few determine less.
+    assert np.isfinite(matched_low_rank(x[:3], scores[:3], 40).frame).all()
+
+
+def test_a_normal_of_hundreds_of_coordinates_is_found_whole():
+    rng, dim = np.random.default_rng(0), 200
+    frame, _ = np.linalg.qr(rng.normal(size=(dim, dim)))
+    variances = np.geomspace(1e-3, 1e3, dim)
+    precision = (frame / variances) @ frame.T
+
+    def rows(x):
+        slope = x @ precision
+        return -0.5 * (x * slope).sum(1), -slope
+
+    found = locate(rows, 0, rng.normal(size=(2, dim)), 0.1)
+    log_evidence = 0.5 * (dim * np.log(2 * np.pi) + np.log(variances).sum())
+    assert found.elbo == pytest.approx(log_evidence, abs=0.05)
+    assert found.affine.core.shape == (dim, dim)
 
 
 def test_a_normal_takes_few_gradients():

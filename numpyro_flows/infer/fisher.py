@@ -23,7 +23,7 @@ from ..training.loop import adam, run_steps, start
 from ..transform import FlowTransform
 from ..transforms import FixedAffine
 from .guide_flow import assemble, flow_of
-from .normals import FULL, matched
+from .normals import FULL
 from .preconditioner import Affine
 
 #: Steps from one look at the held-out draws to the next.
@@ -72,17 +72,12 @@ def fisher_divergence(flow: FlowDistribution, draws: Scored) -> Array:
 def affine_of_scores(affine: FixedAffine, draws: Scored) -> FixedAffine:
     r"""An affine map from draws and scores, with ``affine`` as the rough one to start in.
 
-    That of the normal with the least Fisher divergence (``normals.py``); its
-    diagonal form beyond 128 dimensions, or with fewer than twice as many draws as coordinates. On
-    the host, in float64.
+    That of the normal with the least Fisher divergence (``normals.py``). On the host, in float64.
     """
     rough = Affine.of(affine)
     w = rough.inverse(np.asarray(draws.x, float))
     score = rough.transposed(np.asarray(draws.score, float))
-    mean, factor = matched(w, score, ridge=1e-4)
-    if len(mean) > FULL:
-        return rough.scaled(mean, factor).transform()
-    return rough.after(mean, factor if factor.ndim > 1 else np.diag(factor)).transform()
+    return rough.matched(w, score, ridge=1e-4).transform()
 
 
 def affine_of_moments(affine: FixedAffine, x: ArrayLike) -> FixedAffine:

@@ -19,7 +19,7 @@ from ..elementwise import DeepSigmoid
 from ..parts import inexactness
 from ..recipes import coupling_flow, realnvp
 from ..transforms import ActNorm, Chain, FixedAffine, TriangularAffine
-from .normals import FULL
+from .normals import TRAINED
 
 
 def for_guide(recipe: Callable[..., FlowDistribution]) -> Callable[..., FlowDistribution]:
@@ -194,7 +194,7 @@ def build(recipe: Recipe, dim: int, key: Array) -> tuple[Any, Rest]:
             f"with support {flow.support}. The guide works in the unconstrained space and applies "
             "the sites' supports itself."
         )
-    affine = TriangularAffine(dim) if dim <= FULL else ActNorm(dim)
+    affine = TriangularAffine(dim) if dim <= TRAINED else ActNorm(dim)
     # The transform's alone: NumPyro's scan asks parameters for their shape, and a distribution's is
     # a method.
     params, rest = partition(Chain([flow.transform, affine]))

@@ -16,6 +16,7 @@ The search runs on the host, in float64, and asks for values and gradients of th
 at 1 and at 32 points: two small programs are all that is compiled.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -26,13 +27,15 @@ import scipy.linalg
 from threadpoolctl import threadpool_limits
 
 from ..transforms import FixedAffine
-from .normals import FULL, Matrix, matched
+from .normals import FULL, TRAINED, Matrix, matched, matched_low_rank
 
 #: Values, ``(n,)``, and gradients of a log density at the rows of ``(n, dim)``.
 Rows: TypeAlias = Callable[[Matrix], tuple[Matrix, Matrix]]
 
 #: Curvature pairs that L-BFGS keeps; up to twice as many coordinates have a full covariance.
 HISTORY = 20
+#: Rank of covariances that are not full.
+RANK = 2 * HISTORY
 #: Rows whose values are computed at once.
 BATCH = 32
 #: Rounds in which scales are estimated beyond that, and probes of each.
@@ -51,26 +54,34 @@ class Affine(NamedTuple):
     frame: Matrix
     core: Matrix
 
+    def _within_frame(self, x: Matrix, core: Callable[[Matrix], Matrix]) -> Matrix:
+        """A function of the coordinates in the frame, and the identity on the others, at rows."""
+        if len(self.core) and not self.frame.shape[1]:  # the frame is the identity
+            return core(x)
+        along = x @ self.frame
+        return x + (core(along) - along) @ self.frame.T
+
     def linear(self, x: Matrix) -> Matrix:
         """The map less its shift, at rows."""
-        along = x @ self.frame
-        return (x + (along @ self.core.T - along) @ self.frame.T) * self.scale
+        return self._within_frame(x, lambda a: a @ self.core.T) * self.scale
 
     def __call__(self, x: Matrix) -> Matrix:
         return self.loc + self.linear(x)
 
     def transposed(self, g: Matrix) -> Matrix:
         """The transpose of the linear part, at rows: a gradient in the map's coordinates."""
-        g = g * self.scale
-        along = g @ self.frame
-        return g + (along @ self.core - along) @ self.frame.T
+        return self._within_frame(g * self.scale, lambda a: a @ self.core)
+
+    def back(self, g: Matrix) -> Matrix:
+        """Undo ``transposed``."""
+        undo = functools.partial(_solve_triangular, self.core, lower=True, trans="T")
+        return self._within_frame(g, lambda a: undo(a.T).T) / self.scale
 
     def inverse(self, y: Matrix) -> Matrix:
         """Undo the map, at rows."""
         y = (y - self.loc) / self.scale
-        along = y @ self.frame
-        inner = np.transpose(_solve_triangular(self.core, along.T, lower=True))
-        return y + (inner - along) @ self.frame.T
+        undo = functools.partial(_solve_triangular, self.core, lower=True)
+        return self._within_frame(y, lambda a: undo(a.T).T)
 
     def scaled(self, mean: Matrix, scale: Matrix) -> "Affine":
         """This map after another mean and scales beside its own, in its coordinates."""
@@ -83,7 +94,27 @@ class Affine(NamedTuple):
         # A triangular root without forming the covariance, whose condition is the matrix's squared.
         upper = np.asarray(np.linalg.qr((matrix / length[:, None]).T, mode="r"))
         sign = np.where(np.diagonal(upper) < 0, -1.0, 1.0)
-        return Affine(self(mean[None])[0], length, np.eye(len(factor)), (upper * sign[:, None]).T)
+        frame = np.empty((len(factor), 0))
+        return Affine(self(mean[None])[0], length, frame, (upper * sign[:, None]).T)
+
+    def of_one_shape(self) -> "Affine":
+        """The same map with the shapes that all have in as many dimensions, as programs want it."""
+        dim = len(self.loc)
+        return self.after(np.zeros(dim), np.eye(dim)) if dim <= FULL else self
+
+    def matched(self, w: Matrix, score: Matrix, ridge: float) -> "Affine":
+        """The normal of these scores, both in this map's coordinates, ``(n, dim)``.
+
+        Full with twice as many rows as coordinates, up to ``FULL`` of these; else of low rank.
+
+        :raises LinAlgError: if it is not positive by rounding.
+        """
+        num, dim = w.shape
+        if num < 2 * dim or dim > FULL:
+            # In raw coordinates, where scales and what is of low rank are together such a map.
+            low_rank = matched_low_rank(self(w), self.back(score), RANK, ridge)
+            return Affine(*low_rank).of_one_shape()
+        return self.after(*matched(w, score, ridge))
 
     @classmethod
     def of(cls, transform: FixedAffine) -> "Affine":
@@ -116,7 +147,7 @@ def in_batches(rows: Rows, x: Matrix) -> tuple[Matrix, Matrix]:
     return np.concatenate(values), np.concatenate(grads)
 
 
-class _Counted:
+class Counted:
     """Values and gradients in batches of one size, counted."""
 
     def __init__(self, rows: Rows):
@@ -250,19 +281,18 @@ def best_of(rows: Rows, affines: Iterable[Affine], noise: Matrix) -> tuple[Affin
     return best, most
 
 
-def _by_scores(rows: Rows, affine: Affine, rng: np.random.Generator) -> Iterator[Affine]:
+def by_scores(rows: Rows, affine: Affine, rng: np.random.Generator) -> Iterator[Affine]:
     """Normals by the scores at draws of the one before, as long as they are finite."""
     dim = len(affine.loc)
-    num_draws = BATCH * -(-2 * dim // BATCH) if dim <= FULL else 2 * BATCH
+    size = dim if dim <= FULL else 2 * RANK
+    num_draws = BATCH * -(-2 * size // BATCH)
     for _ in range(SCORE_ROUNDS):
         w = rng.normal(size=(num_draws, dim))
         _, grads = rows(affine(w))
-        score = affine.transposed(grads)
-        if not (np.isfinite(score).all() and (score.std(0) > 0).all()):
+        if not (np.isfinite(grads).all() and (grads.std(0) > 0).all()):
             return
         try:
-            mean, factor = matched(w, score)
-            after = affine.after(mean, factor) if factor.ndim > 1 else affine.scaled(mean, factor)
+            after = affine.matched(w, affine.transposed(grads), ridge=1e-9)
         except np.linalg.LinAlgError:  # not positive by rounding
             return
         if not after.is_finite():
@@ -308,7 +338,7 @@ class Fit:
 
     def __init__(self, affine: Affine, num_steps: int):
         dim = len(affine.loc)
-        self.affine, self.full = affine, dim <= FULL
+        self.affine, self.full = affine, dim <= TRAINED
         size = dim * dim if self.full else dim
         self.theta = np.zeros(dim + size)  # mean, and log scales (with what is below them)
         self.adam = Adam(self.theta.shape, num_steps)
@@ -345,10 +375,7 @@ class Fit:
         else:
             now = self.current()
             unit = now._replace(loc=np.zeros(dim), scale=np.ones(dim))
-            along = noise @ now.frame
-            inner = _solve_triangular(now.core, along.T, lower=True, trans="T").T
-            back = (noise + (inner - along) @ now.frame.T) / now.scale
-            g = -back - grads
+            g = -now.back(noise) - grads
             slope = np.concatenate(
                 [self.affine.transposed(g).mean(0), (g * now.scale * unit(noise)).mean(0)]
             )
@@ -428,14 +455,14 @@ def _locate(
     num_draws: int,
 ) -> Located:
     rng = np.random.default_rng(seed)
-    rows = counted = _Counted(rows)
+    rows = counted = Counted(rows)
     starts = np.asarray(starts, float)
     dim = starts.shape[1]
-    rank = min(dim, 2 * HISTORY)
+    rank = min(dim, RANK)
 
     def pathed() -> Iterator[Affine]:
         for start in starts:
-            if dim <= FULL:
+            if dim <= TRAINED:
                 yield from _along(*_path(rows, start, num_path_steps))
                 continue
             # HISTORY pairs of a path cannot hold as many scales as there are coordinates.
@@ -459,14 +486,12 @@ def _locate(
     if not kinds:
         return Located(begun[0], -np.inf, counted.num_gradients)
     # Scores know a normal density at once, and give the others a better start.
-    scored = [[affine, *_by_scores(rows, affine, rng)] for affine in kinds]
+    scored = [[affine, *by_scores(rows, affine, rng)] for affine in kinds]
     kinds = [affine for each in scored if (affine := best_of(rows, each, noise)[0]) is not None]
     noise = rng.normal(size=(num_draws, dim))
     best, elbo = best_of(rows, kinds, noise)
     if best is not None and _log_weights(rows, best, noise).var() < NEARLY_EQUAL:
-        return Located(best, elbo, counted.num_gradients)
+        return Located(best.of_one_shape(), elbo, counted.num_gradients)
     candidates = _fitted(rows, kinds, rng, num_fit_steps, num_particles)
-    if dim <= FULL:
-        kinds = [affine.after(np.zeros(dim), np.eye(dim)) for affine in kinds]
     best, elbo = best_of(rows, candidates + kinds, rng.normal(size=(num_draws, dim)))
-    return Located(best or begun[0], elbo, counted.num_gradients)
+    return Located((best or begun[0]).of_one_shape(), elbo, counted.num_gradients)

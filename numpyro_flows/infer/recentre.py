@@ -17,9 +17,11 @@ from .preconditioner import (
     WINDOW,
     Adam,
     Affine,
+    Counted,
     Fit,
     Located,
     best_of,
+    by_scores,
     locate,
 )
 from .supports import Winding
@@ -96,6 +98,10 @@ def recentre(
     candidates = [(located.affine, degrees) for located, degrees in found]
     fitted = _fitted(density, begun.affine, degrees, starts, rng)
     if fitted is not None:
+        # The degrees have moved since scores were matched, and many coordinates with them.
+        rows = Counted(rows_at(fitted[1]))
+        candidates += [(affine, fitted[1]) for affine in by_scores(rows, fitted[0], rng)]
+        num_gradients += rows.num_gradients
         candidates.append(fitted)
     judged = [(best_of(rows_at(d), [affine], noise), d) for affine, d in candidates]
     num_gradients += len(judged) * NUM_DRAWS + NUM_STEPS * BATCH

@@ -1,5 +1,6 @@
 """Transforms whose numbers never train: NumPyro's own transforms, and standardisation."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -191,12 +192,13 @@ class FixedAffine(ColumnTransform):
     Q has r orthonormal columns and L is lower triangular. With r = 0 the map is diagonal; with
     Q = I it is any lower-triangular one, as a Cholesky factor of a covariance; in between, its
     covariance is diagonal plus rank r. Log-determinant :math:`\sum_i \log s_i + \sum_j \log
-    L_{jj}`. Cost O(dim r) in both directions. It is the frozen preconditioner of ``nf.AutoFlow``.
+    L_{jj}`. Cost O(dim r) in both directions, O(dim^2) with Q = I. It is the frozen preconditioner
+    of ``nf.AutoFlow``.
 
     :param loc: m, shape ``(dim,)``.
     :param scale: s, positive, broadcast to ``(dim,)``.
-    :param frame: Q, shape ``(dim, r)``; none by default.
-    :param core: L with a positive diagonal, shape ``(r, r)``.
+    :param frame: Q, shape ``(dim, r)``; by default I where there is a core.
+    :param core: L with a positive diagonal, shape ``(r, r)``; by default there is none, and r = 0.
     :raises ValueError: for shapes that do not fit together.
 
     >>> import jax.numpy as jnp
@@ -216,19 +218,21 @@ class FixedAffine(ColumnTransform):
         frame: ArrayLike | None = None,
         core: ArrayLike | None = None,
     ):
-        if jnp.ndim(loc) != 1 or (frame is None) != (core is None):
+        if jnp.ndim(loc) != 1 or (frame is not None and core is None):
             raise ValueError(
                 f"FixedAffine: expected loc of shape (dim,), got {jnp.shape(loc)}, and frame and "
-                "core together or not at all."
+                "core together, a core alone, or none of them."
             )
         (dim,) = jnp.shape(loc)
-        rank = 0 if core is None else len(jnp.asarray(core))
+        # A frame without columns beside a core is the identity.
+        columns = 0 if frame is None else jnp.shape(frame)[-1]
+        rank = 0 if core is None else columns or dim
         self._set_sizes(dim)
         self.loc = _numbers("loc", loc, (dim,))
         self.scale = _numbers("scale", scale, (dim,))
         dtype = self.loc.value.dtype
         self.frame = _numbers(
-            "frame", jnp.zeros((dim, 0), dtype) if frame is None else frame, (dim, rank)
+            "frame", jnp.zeros((dim, 0), dtype) if frame is None else frame, (dim, columns)
         )
         self.core = _numbers(
             "core", jnp.zeros((0, 0), dtype) if core is None else core, (rank, rank)
@@ -237,24 +241,36 @@ class FixedAffine(ColumnTransform):
     @property
     def standard_deviation(self) -> Array:
         """Of each coordinate, if x is standard normal; shape ``(dim,)``."""
-        frame = self.frame.value
+        frame, core = self.frame.value, self.core.value
+        if self._is_full:
+            return self.scale.value * jnp.sqrt((core**2).sum(-1))
         # The covariance between the scales is I + Q (L L^T - I) Q^T.
-        added = ((frame @ self.core.value) ** 2 - frame**2).sum(-1)
+        added = ((frame @ core) ** 2 - frame**2).sum(-1)
         return self.scale.value * jnp.sqrt(1 + added)
+
+    @property
+    def _is_full(self) -> bool:
+        return self.frame.value.shape[1] == 0 and len(self.core.value) > 0
+
+    def _within_frame(self, x: Array, core: Callable[[Array], Array]) -> Array:
+        """A function of the coordinates in the frame, and the identity on the others."""
+        if self._is_full:
+            return core(x)
+        frame = self.frame.value
+        along = full_product(frame.T, x)
+        return x + full_product(frame, core(along) - along)
 
     def _log_det(self, value: Array) -> Array:
         total = jnp.log(self.scale.value).sum() + jnp.log(jnp.diagonal(self.core.value)).sum()
         return jnp.broadcast_to(total, value.shape[1:])
 
     def forward_columns(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        frame, core = self.frame.value, self.core.value
-        along = full_product(frame.T, x)
-        x = x + full_product(frame, full_product(core, along) - along)
+        core = self.core.value
+        x = self._within_frame(x, lambda along: full_product(core, along))
         return self.loc.value[:, None] + self.scale.value[:, None] * x, self._log_det(x)
 
     def inverse_columns(self, y: Array, context: Array | None = None) -> tuple[Array, Array]:
-        frame, core = self.frame.value, self.core.value
+        core = self.core.value
         y = (y - self.loc.value[:, None]) / self.scale.value[:, None]
-        along = full_product(frame.T, y)
-        y = y + full_product(frame, solve_triangular(core, along, lower=True) - along)
+        y = self._within_frame(y, lambda along: solve_triangular(core, along, lower=True))
         return y, -self._log_det(y)
