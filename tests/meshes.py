@@ -66,7 +66,7 @@ def build(name, context_dim):
         "maf": lambda: nf.maf(key, 4, **small),
         "cnf": lambda: nf.cnf(key, 4, hidden=(8,), context_dim=context_dim),
         "matching": lambda: nf.cnf(key, 4, hidden=(8,), context_dim=context_dim),
-        "glow": lambda: nf.glow(key, (4, 4, 1), levels=1, depth=2, hidden=8),
+        "glow": lambda: nf.glow(key, (4, 4, 1), levels=1, depth=2, hidden=(8, 8)),
     }
     return flows[name]()
 
