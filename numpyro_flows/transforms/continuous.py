@@ -283,6 +283,7 @@ class Continuous(ColumnTransform):
         :param inverse: direction of the solve, True for that of the density.
         :return: ``num_evaluations``, ``num_steps``, ``num_accepted_steps``,
             ``num_rejected_steps``: integers, or of shape ``(rows,)`` if each row has its steps.
+            If the first step is rejected, its first evaluation is repeated; it counts once.
         """
         import diffrax
 
@@ -296,9 +297,9 @@ class Continuous(ColumnTransform):
         counts = {
             name: stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")
         }
-        # The last evaluation of a step is the first of the next, unless the step was rejected.
-        extra = tableau.fsal * (1 + stats["num_rejected_steps"])
-        return {"num_evaluations": per_step * stats["num_steps"] + extra, **counts}
+        # The last evaluation of a step is the first of the next, and the solver keeps that of a
+        # step that was rejected; how often it rejected the very first step, it does not say.
+        return {"num_evaluations": per_step * stats["num_steps"] + tableau.fsal, **counts}
 
 
 # Compiled as one: diffrax compiles each solve of a field it has not seen, and every call makes one.
